@@ -1,0 +1,23 @@
+"""The two kinds of failure that a user meets, each one clear sentence."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something that was given (a key, a file, a dataset) is wrong; the message is one sentence that says what was expected."""
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or a reward is not finite; the message names the step, the tensor and the sample keys that held it."""
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str:
+    """Returns `; did you mean 'x'?` for the closest known name, or the list of known names where none is close."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; known are {', '.join(names)}" if names else ""
