@@ -1,0 +1,32 @@
+"""What all tests share: one thread for torch, one Ray per worker process, and the real data where it is to be had."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real images beside the checkout; skips the test where it is absent."""
+    default = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    path = Path(os.environ.get("RAYSSEG_SHARED_DATA", default))
+    if not path.is_dir():
+        pytest.skip(f"the real data is not here (looked for the folder {path.name} beside the checkout)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One Ray for all tests of this worker process."""
+    import ray
+
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+    yield
+    ray.shutdown()
