@@ -17,7 +17,7 @@ CLASS_NAMES = ("background", "disc", "box", "ring", "stripe")
 GENERATOR_VERSION = 1
 """Rises with every change that alters a pixel, so that caches made before it are not used."""
 
-_FREQUENCY = np.array([0.38, 0.30, 0.20, 0.12])
+_FREQUENCY = np.array([0.36, 0.28, 0.20, 0.16])
 """How often an object is a disc, a box, a ring, a stripe: the classes are meant to be out of balance."""
 
 _COLOURS: dict[str, tuple[int, int, int]] = {
@@ -45,7 +45,7 @@ class SyntheticSettings(Settings):
     objects: int = Field(
         default=6, ge=1, le=30, description="Most objects in an image; at least half as many are drawn. [R]"
     )
-    noise: float = Field(default=12.0, ge=0, le=100, description="Standard deviation of the pixel noise, of 255. [R]")
+    noise: float = Field(default=9.0, ge=0, le=100, description="Standard deviation of the pixel noise, of 255. [R]")
     illumination: float = Field(
         default=0.35,
         ge=0,
@@ -102,13 +102,13 @@ def synthetic_sample(settings: SyntheticSettings, split: str, index: int, scribb
     """Makes one scene; a pure function of the arguments."""
     key = f"{split}-{index:05d}"
     random = np.random.default_rng(scribble_seed(settings.seed, f"scene/{key}"))
-    rows, columns = np.indices((settings.height, settings.width), dtype=np.float32)
-    grid: Grid = (rows, columns)
-    colour = _ground(grid, random)
+    positions: np.ndarray = np.indices((settings.height, settings.width), dtype=np.float32)
+    grid: Grid = (positions[0], positions[1])
+    colour, ground_colours = _ground(grid, random)
     label: np.ndarray = np.zeros((settings.height, settings.width), np.uint8)
     objects: list[_Object] = []
     for _ in range(random.integers((settings.objects + 1) // 2, settings.objects + 1)):
-        drawn = _draw_object(colour, label, grid, random)
+        drawn = _draw_object(colour, label, grid, ground_colours, random)
         objects.append(drawn)
     image = _photograph(colour, grid, settings, random)
     return Sample(
@@ -134,49 +134,58 @@ def _smooth_noise(grid: Grid, cell: float, random: np.random.Generator) -> np.nd
     return upper * (1 - fy) + lower * fy
 
 
-def _colour(random: np.random.Generator) -> tuple[str, np.ndarray]:
-    """Draws a colour's name and its jittered RGB value, float32 [3]."""
-    name = list(_COLOURS)[random.integers(len(_COLOURS))]
+def _colour(random: np.random.Generator, without: tuple[str, ...] = ()) -> tuple[str, np.ndarray]:
+    """Draws a colour's name, none of `without`, and its jittered RGB value, float32 [3]."""
+    names = [name for name in _COLOURS if name not in without]
+    name = names[random.integers(len(names))]
     return name, (np.array(_COLOURS[name]) + random.normal(0, 12, 3)).astype(np.float32)
 
 
-def _ground(grid: Grid, random: np.random.Generator) -> np.ndarray:
-    """Paints the ground, float32 [H, W, 3]: two colours in blotches, and a fine grain or a faint weave."""
-    (_, first), (_, second) = _colour(random), _colour(random)
+def _ground(grid: Grid, random: np.random.Generator) -> tuple[np.ndarray, tuple[str, str]]:
+    """Paints the ground, float32 [H, W, 3]: two colours in blotches, and a fine grain or a weave; names the colours."""
+    (first_name, first), (second_name, second) = _colour(random), _colour(random)
     blotches = 0.5 + 0.5 * np.clip(1.8 * _smooth_noise(grid, random.uniform(14, 30), random), -1, 1)
     colour = first + (second - first) * blotches[..., None]
     # The ground may carry a weaker form of the objects' own textures, so that texture alone does not decide either.
     angle, period = random.uniform(0, math.pi), random.uniform(4, 9)
     wave = np.sin(2 * math.pi / period * (grid[0] * math.sin(angle) + grid[1] * math.cos(angle)))
     grain = _smooth_noise(grid, random.uniform(2, 4), random)
-    return colour + 14.0 * (wave if random.random() < 0.4 else grain)[..., None]
+    colour += 14.0 * (wave if random.random() < 0.4 else grain)[..., None]
+    return colour, (first_name, second_name)
 
 
-def _draw_object(colour: np.ndarray, label: np.ndarray, grid: Grid, random: np.random.Generator) -> _Object:
+def _draw_object(
+    colour: np.ndarray,
+    label: np.ndarray,
+    grid: Grid,
+    ground_colours: tuple[str, str],
+    random: np.random.Generator,
+) -> _Object:
     """Paints one object over `colour` and `label` in place; what comes later occludes what came before."""
     height, width = label.shape
     k = int(random.choice(4, p=_FREQUENCY)) + 1
-    size = min(height, width) * random.uniform(0.10, 0.24)
+    size = min(height, width) * random.uniform(0.13, 0.26)
     centre_y, centre_x = random.uniform(0.08, 0.92) * height, random.uniform(0.08, 0.92) * width
     angle = random.uniform(0, math.pi)
     dy, dx = grid[0] - centre_y, grid[1] - centre_x
     along, across = dx * math.cos(angle) + dy * math.sin(angle), dy * math.cos(angle) - dx * math.sin(angle)
     stretch = random.uniform(0.8, 1.25)
     radius = np.hypot(along * stretch, across / stretch)
-    name, base = _colour(random)
+    # Any object may have any colour but the ground's: colour shows that something is there, not what it is.
+    name, base = _colour(random, without=ground_colours)
     period = random.uniform(4.5, 7.0)
     contrast = random.uniform(18, 34)
     if CLASS_NAMES[k] == "disc":
         mask = radius < size
-        texture = _smooth_noise(grid, period, random)
+        texture = np.clip(2 * _smooth_noise(grid, period, random), -1, 1)
     elif CLASS_NAMES[k] == "box":
         mask = (np.abs(along) * stretch < 0.9 * size) & (np.abs(across) / stretch < 0.9 * size)
         texture = np.sign(np.sin(math.pi / period * along) * np.sin(math.pi / period * across))
     elif CLASS_NAMES[k] == "ring":
         mask = (radius < 1.15 * size) & (radius > 0.55 * size)
-        texture = _smooth_noise(grid, period, random)
+        texture = np.cos(math.pi / (0.3 * size) * (radius - 0.85 * size))
     else:
-        mask = (np.abs(along) < 1.6 * size) & (np.abs(across) < max(0.35 * size, 3.0))
+        mask = (np.abs(along) < 1.6 * size) & (np.abs(across) < max(0.42 * size, 3.5))
         texture = np.sin(2 * math.pi / period * along)
     painted = base + contrast * texture[..., None] + np.float32(random.normal(0, 8)) * (dy / size)[..., None]
     colour[mask] = painted[mask]
