@@ -82,7 +82,8 @@ def _plot_stages(axes: Axes, runs: Sequence[VariantRun], read: Reader, x: str) -
             band = np.array([s.std or 0.0 for s in spreads if s is not None])
             axes.plot(places, mean, color=colour, marker=marker, markersize=5, linewidth=1.8, label=label)
             if band.any():
-                axes.fill_between(places, mean - band, mean + band, color=colour, alpha=0.15, linewidth=0)
+                low, high = np.maximum(mean - band, 0.0), np.minimum(mean + band, 100.0)
+                axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
             drawn = True
         for member in members:
             curve = _points(member, x, read)
@@ -181,8 +182,8 @@ def _plot_thresholds(axes: Axes, run: VariantRun) -> None:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Centred running mean over about a twentieth of the curve, shorter at its ends."""
-    half = max(1, len(values) // 40)
+    """Centred running mean over about a tenth of the curve, shorter at its ends."""
+    half = max(1, len(values) // 20)
     total = np.concatenate([[0.0], np.cumsum(values)])
     low = np.maximum(np.arange(len(values)) - half, 0)
     high = np.minimum(np.arange(len(values)) + half + 1, len(values))
@@ -190,19 +191,22 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _plot_series(axes: Axes, rows: Sequence[Row], keys: Mapping[str, str]) -> None:
-    """Each key over the rows: every value faint, its running mean on top; a vertical line where a new stage begins."""
+    """Each key over the rows: every value faint, its running mean within a stage on top; dotted: a stage begins."""
     places = [value if (value := number(row, "iteration")) is not None else i for i, row in enumerate(rows)]
-    for index, (key, name) in enumerate(keys.items()):
-        points = [(at, v) for at, row in zip(places, rows, strict=True) if (v := number(row, key)) is not None]
-        if not points:
-            continue
-        x, y = np.array(points, dtype=np.float64).T
-        colour = COLOURS[index % len(COLOURS)]
-        axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
-        axes.plot(x, _smooth(y), color=colour, linewidth=1.6, label=name)
-    for at, before, row in zip(places[1:], rows, rows[1:], strict=False):
-        if row.get("stage") != before.get("stage"):
-            axes.axvline(at, color="#9a9a9a", linewidth=0.8, linestyle=":")
+    starts = [i for i in range(len(rows)) if i == 0 or rows[i].get("stage") != rows[i - 1].get("stage")]
+    named: set[str] = set()
+    for begin, end in zip(starts, [*starts[1:], len(rows)], strict=True):
+        for index, (key, name) in enumerate(keys.items()):
+            points = [(places[i], v) for i in range(begin, end) if (v := number(rows[i], key)) is not None]
+            if not points:
+                continue
+            x, y = np.array(points, dtype=np.float64).T
+            colour = COLOURS[index % len(COLOURS)]
+            axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
+            axes.plot(x, _smooth(y), color=colour, linewidth=1.6, label="" if key in named else name)
+            named.add(key)
+        if begin:
+            axes.axvline(places[begin], color="#9a9a9a", linewidth=0.8, linestyle=":")
 
 
 EXPLORATION_PANELS: dict[str, dict[str, str]] = {
@@ -217,7 +221,7 @@ EXPLORATION_PANELS: dict[str, dict[str, str]] = {
 def exploration_figure(run: VariantRun) -> Figure | None:
     """Thresholds per stage, and reward parts, losses and diagnostics over the exploration; None where there is nothing.
 
-    Faint: every logged value; solid: running mean; dotted: a new stage begins.
+    Faint: every logged value; solid: running mean within the stage; dotted: a new stage begins.
     """
     rows = run.rows("explore")
     panels = {
@@ -238,7 +242,8 @@ def exploration_figure(run: VariantRun) -> Figure | None:
         _prepare(all_axes[0], title="thresholds, mean ± sd of the images", x="stage", y="probability")
         _plot_thresholds(all_axes[0], run)
     for axes in all_axes:
-        _legend(axes)
+        if len(axes.get_legend_handles_labels()[0]) > 1:
+            _legend(axes)
     return figure
 
 

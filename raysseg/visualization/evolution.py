@@ -97,7 +97,6 @@ def _fitting(text: str, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
 
 
 def _paint_strip(row: EvolutionRow, palette: Palette, *, captions: bool) -> Image.Image:
-    _check(row)
     titles = ["image"] + [title for title, _ in row.label_panels()]
     panels = [_scaled(row.image, labels=None, palette=palette)]
     panels += [_scaled(row.image, labels=labels, palette=palette) for _, labels in row.label_panels()]
@@ -165,6 +164,7 @@ def evolution_sheet(rows: Sequence[EvolutionRow], palette: Palette, *, class_nam
     strips: list[Image.Image] = []
     shown: tuple[tuple[str, ...], tuple[int, ...]] | None = None
     for row in rows:
+        _check(row)
         head = (tuple(title for title, _ in row.label_panels()), row.image.shape[:2])
         strips.append(_paint_strip(row, palette, captions=head != shown))
         shown = head

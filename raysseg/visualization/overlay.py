@@ -14,8 +14,8 @@ from raysseg.functional.constants import PADDING, UNLABELLED
 Palette = Sequence[tuple[int, int, int]]
 """The colour of each class, RGB 0…255."""
 
-HATCH_LIGHT = (176, 176, 176)
-HATCH_DARK = (146, 146, 146)
+HATCH_LIGHT = (204, 204, 204)
+HATCH_DARK = (178, 178, 178)
 HATCH_PERIOD = 8
 """Pixels from one diagonal stripe of the unlabelled hatch to the next."""
 

@@ -24,6 +24,11 @@ from raysseg.visualization.tables import (
     table_cells,
 )
 
+Groups = dict[str, list[VariantRun]]
+"""The runs behind each row of the comparison."""
+
+EXPLORATION_CAPTION = "Faint: every logged value; solid: running mean within the stage; dotted: a new stage begins."
+
 STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; color: #262626; background: #fff;
@@ -97,30 +102,31 @@ def _shade(value: float) -> str:
     )
 
 
-def _per_class(runs: Sequence[VariantRun]) -> str:
+def _per_class(groups: Groups) -> str:
     """Classes × variants, mean over the finished seeds; one table for each list of classes."""
-    by_classes: dict[tuple[str, ...], list[VariantRun]] = {}
-    for run in runs:
-        if run.summary is not None and run.summary.get("class_names") and run.summary.get("per_class_iou"):
-            by_classes.setdefault(tuple(run.summary["class_names"]), []).append(run)
-    parts = []
-    for names, members in by_classes.items():
-        groups = group_by_label(members)
-        lines = []
-        for index, name in enumerate(names):
-            cells = [f"<td>{escape(name)}</td>"]
-            for group in groups.values():
-                ious = [member.summary["per_class_iou"][index] for member in group if member.summary is not None]
-                value = spread(iou for iou in ious if iou is not None)
-                if value is None:
-                    cells.append('<td title="not in the evaluation split">–</td>')
-                    continue
-                detail = f"n={value.n}" if value.std is None else f"± {100 * value.std:.1f}, n={value.n}"
-                colour = _shade(value.mean)
-                cells.append(f'<td style="background:{colour}" title="{detail}">{100 * value.mean:.1f}</td>')
-            lines.append(("", cells))
-        parts.append(_table(["class", *groups], lines))
-    return "".join(parts)
+    found: dict[tuple[str, ...], dict[str, list[list[float | None]]]] = {}
+    for label, members in groups.items():
+        for summary in (member.summary for member in members if member.summary is not None):
+            names, ious = tuple(summary.get("class_names") or ()), summary.get("per_class_iou")
+            if names and ious:
+                found.setdefault(names, {}).setdefault(label, []).append(ious)
+    return "".join(_class_table(names, by_label) for names, by_label in found.items())
+
+
+def _class_table(names: Sequence[str], by_label: dict[str, list[list[float | None]]]) -> str:
+    lines = []
+    for index, name in enumerate(names):
+        cells = [f"<td>{escape(name)}</td>"]
+        for ious in by_label.values():
+            value = spread(iou for seed in ious if (iou := seed[index]) is not None)
+            if value is None:
+                cells.append('<td title="not in the evaluation split">–</td>')
+                continue
+            detail = f"n={value.n}" if value.std is None else f"± {100 * value.std:.1f}, n={value.n}"
+            colour = _shade(value.mean)
+            cells.append(f'<td style="background:{colour}" title="{detail}">{100 * value.mean:.1f}</td>')
+        lines.append(("", cells))
+    return _table(["class", *by_label], lines)
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
@@ -128,10 +134,10 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", path.name)]
 
 
-def _evolution(runs: Sequence[VariantRun]) -> str:
+def _evolution(groups: Groups) -> str:
     """The pictures/evolution*.png of each variant's first seed that has any."""
     parts = []
-    for label, members in group_by_label(runs).items():
+    for label, members in groups.items():
         for member in members:
             pictures = sorted((member.path / "pictures").glob("evolution*.png"), key=_natural)
             if pictures:
@@ -141,9 +147,9 @@ def _evolution(runs: Sequence[VariantRun]) -> str:
     return "".join(parts)
 
 
-def _hazards(runs: Sequence[VariantRun]) -> str:
+def _hazards(groups: Groups) -> str:
     parts = []
-    for label, members in group_by_label(runs).items():
+    for label, members in groups.items():
         parts.append(f"<h3>{escape(label)}</h3>")
         lines = [f"seed {member.seed}, {alarm[0].lower()}{alarm[1:]}" for member in members for alarm in alarms(member)]
         if lines:
@@ -155,17 +161,15 @@ def _hazards(runs: Sequence[VariantRun]) -> str:
         for member in members:
             figure = curves.exploration_figure(member)
             if figure is not None:
-                caption = (
-                    f"Seed {member.seed}. Faint: every logged value; solid: running mean; dotted: a new stage begins."
-                )
+                caption = f"Seed {member.seed}. {EXPLORATION_CAPTION}"
                 parts.append(_figure(figure, f"Exploration of {label}, seed {member.seed}", caption))
                 break
     return "".join(parts)
 
 
-def _configurations(directories: Sequence[RunDirectory], runs: Sequence[VariantRun]) -> str:
+def _configurations(directories: Sequence[RunDirectory], groups: Groups) -> str:
     texts = {f"{d.root.name}: config.yaml": d.configuration() for d in directories}
-    for label, members in group_by_label(runs).items():
+    for label, members in groups.items():
         path = members[0].path / "config.yaml"
         if path.is_file():
             texts[f"{label}, seed {members[0].seed}"] = path.read_text(encoding="utf-8")
@@ -194,6 +198,7 @@ def write_report(runs: Sequence[Path], out: Path, *, baseline: str | None = None
     directories = [RunDirectory(path) for path in runs]
     variant_runs = load_variant_runs(runs)
     rows = comparison_table(variant_runs, baseline=baseline or default_baseline(variant_runs))
+    groups = group_by_label(variant_runs)
     pretraining = directories[0].pretraining() if len(directories) == 1 else {}
     title = "raysseg: " + ", ".join(dict.fromkeys(run.run for run in variant_runs))
     finished = sum(run.finished for run in variant_runs)
@@ -208,11 +213,11 @@ def write_report(runs: Sequence[Path], out: Path, *, baseline: str | None = None
         "Labels over the stages": _figure(
             curves.label_figure(variant_runs), "Labelled share, precision and acceptance"
         ),
-        "Label evolution": _evolution(variant_runs),
-        "IoU per class": _per_class(variant_runs),
-        "Diagnostics": _hazards(variant_runs),
+        "Label evolution": _evolution(groups),
+        "IoU per class": _per_class(groups),
+        "Diagnostics": _hazards(groups),
         "Training": _figure(curves.training_figure(variant_runs, pretraining), "Training loss"),
-        "Configuration": _configurations(directories, variant_runs),
+        "Configuration": _configurations(directories, groups),
     }
     body = "".join(f"<section><h2>{name}</h2>{content}</section>" for name, content in sections.items() if content)
     lead = f"{len(rows)} variants, {finished} of {len(variant_runs)} variant runs finished."

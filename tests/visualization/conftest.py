@@ -117,19 +117,19 @@ def write_run(root: Path, mious: Mapping[str, Mapping[int, float]], **options: A
     return root
 
 
-@pytest.fixture()
+@pytest.fixture
 def make_run() -> Callable[..., Path]:
     """`write_run`, for tests."""
     return write_run
 
 
-@pytest.fixture()
+@pytest.fixture
 def make_seed() -> Callable[..., Path]:
     """`write_seed`, for tests."""
     return write_seed
 
 
-@pytest.fixture()
+@pytest.fixture
 def run(tmp_path: Path) -> Path:
     """Three finished seeds of `eil`, three of `none`."""
     return write_run(tmp_path / "first", {"none": {0: 0.50, 1: 0.52, 2: 0.54}, "eil": {0: 0.51, 1: 0.55, 2: 0.56}})
