@@ -27,7 +27,7 @@ def confusion_matrix(prediction: Tensor, truth: Tensor, num_classes: int) -> Ten
     """
     if prediction.shape != truth.shape:
         raise InputError(
-            f"The prediction has the shape {list(prediction.shape)} and the truth {list(truth.shape)}, expected one shape."
+            f"The prediction has the shape {list(prediction.shape)}, expected the truth's {list(truth.shape)}."
         )
     wanted, given = truth.flatten().long(), prediction.flatten().long()
     counted = wanted < PADDING

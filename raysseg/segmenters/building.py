@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import segmentation_models_pytorch as smp
+import timm
 from torch import Tensor, nn
 
 from raysseg.errors import InputError
@@ -71,6 +72,10 @@ def _build_network(settings: SegmenterSettings, num_classes: int, *, imagenet: b
 
 def _network(settings: SegmenterSettings, num_classes: int) -> nn.Module:
     download_error: Exception | None = None
+    timm_name = settings.encoder.removeprefix("tu-")
+    if settings.weights == "imagenet" and timm_name != settings.encoder and not timm.is_model_pretrained(timm_name):
+        # timm would warn, and go on with random weights.
+        raise InputError(f"There are no ImageNet weights for the encoder {settings.encoder}; set weights to 'none'.")
     if settings.weights == "imagenet":
         try:
             return _build_network(settings, num_classes, imagenet=True)
@@ -94,7 +99,7 @@ def _network(settings: SegmenterSettings, num_classes: int) -> nn.Module:
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text if len(text) <= 200 else text[:200] + '…'}"
+    return f"{type(error).__name__}: {text if len(text) <= 120 else text[:120] + '…'}"
 
 
 def build_segmenter(settings: SegmenterSettings, num_classes: int) -> Segmenter:

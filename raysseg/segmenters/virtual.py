@@ -1,7 +1,7 @@
 """Virtual steps: what the segmenter would say of an image after learning from that image's own label map.
 
-EIL scores a label map by the features of a newly updated segmenter. Each image of a batch gets its own temporary weights
-here; the segmenter itself is never changed.
+EIL scores a label map by the features of a newly updated segmenter. Each image of a batch gets its own temporary
+weights here; the segmenter itself is never changed.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def virtual_step(
 ) -> SegmenterOutput:
     """Returns the output under temporary weights: per image, `steps` SGD steps of cross-entropy on its own label map.
 
-    The loss of an image is the mean over its labelled pixels (values below 254), with the logits upsampled bilinearly to
-    the labels' size; an image without labelled pixels keeps its weights. Batch normalisation uses its running
+    The loss of an image is the mean over its labelled pixels (values below 254), with the logits upsampled bilinearly
+    to the labels' size; an image without labelled pixels keeps its weights. Batch normalisation uses its running
     statistics, dropout is off. Nothing of the segmenter changes; the result carries no gradient. A non-finite gradient
     gives a non-finite output, which is the caller's to refuse.
 
