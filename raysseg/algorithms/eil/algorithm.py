@@ -1,0 +1,276 @@
+"""EIL as RLlib's `Algorithm`: pre-train, then per stage explore, infer with the gate, refine, and score."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from raysseg.algorithms.eil.config import EILConfig, EILSettings
+from raysseg.algorithms.eil.module import OPERATORS
+from raysseg.algorithms.eil.stages import stage_numbers
+from raysseg.core import rollout
+from raysseg.core.algorithm import DONE, Position, SegmentationAlgorithm
+from raysseg.core.modules import SEGMENTER
+from raysseg.core.replay import ReplayBuffer
+from raysseg.core.schedules import schedule_factor
+from raysseg.core.seeding import draw_order, draw_seeds, generator
+from raysseg.data.label_store import LabelRow
+from raysseg.functional.selection import moving_average, quantiles_from_histogram
+
+HISTOGRAM_BINS = 10_000
+
+
+class EIL(SegmentationAlgorithm):
+    """Exploratory inference learning (Zhou et al., AAAI 2023) and the yardsticks of its tables.
+
+    Phases: pretrain → evaluate → (explore → infer → refine → evaluate) × stages. Policies without operators skip explore; `none` and
+    `full` skip infer.
+    """
+
+    settings: EILSettings
+
+    @classmethod
+    def get_default_config(cls) -> EILConfig:
+        """Returns EIL's configuration with the paper's settings, still without data."""
+        return EILConfig(algo_class=cls)
+
+    def setup(self, config: Any) -> None:
+        """Adds the replay buffer and the numbers of the last inference."""
+        self.quantiles: list[float] | None = None
+        self.label_numbers: dict[str, Any] = {}
+        self.replay = ReplayBuffer(config.settings.eil.exploration.replay_capacity)
+        super().setup(config)
+        self.has_truth = all(self.store.label(key) is not None for key in self.train_keys[:1])
+
+    @property
+    def num_stages(self) -> int:
+        """T."""
+        return self.settings.eil.stages
+
+    @property
+    def training_version(self) -> int:
+        """The label version that the segmenter is trained on; −1 is the ground truth (full supervision, after pre-training)."""
+        full = self.settings.eil.policy == "full" and self.position.stage > 0
+        return -1 if full else self.label_version
+
+    # ---- phases -----------------------------------------------------------------------------------------------------
+
+    def next_phase(self, finished: Position | None) -> str:
+        """Returns the phase after a finished one."""
+        options, training = self.settings.eil, self.settings.training
+        if finished is None:
+            return "pretrain" if training.pretrained is None and training.pretrain_epochs > 0 else "evaluate"
+        if finished.phase == "pretrain":
+            return "evaluate"
+        if finished.phase == "explore":
+            return "infer"
+        if finished.phase == "infer":
+            return "refine"
+        last = finished.stage >= options.stages
+        if finished.phase == "refine" and (last or self.settings.evaluation.every_stage):
+            return "evaluate"
+        if last:
+            return DONE
+        return "explore" if options.explores else "infer" if options.extends else "refine"
+
+    def next_stage(self, finished: Position) -> int:
+        """Returns the stage of the phase after a finished one: a new stage begins after scoring, or after refining where that is skipped."""
+        following = self.next_phase(finished)
+        begins = finished.phase == "evaluate" or (finished.phase == "refine" and following != "evaluate")
+        return finished.stage + 1 if begins and following != DONE else finished.stage
+
+    @property
+    def updates_per_stage(self) -> int:
+        """Updates of the operators in one stage."""
+        exploration = self.settings.eil.exploration
+        return exploration.updates_per_stage if exploration.updates_per_stage is not None else -(
+            -len(self.train_keys) // exploration.batch_size
+        )
+
+    def iterations_left(self) -> int:
+        """Returns the iterations of the rest of this phase and of all later ones."""
+        training, options, chunk = self.settings.training, self.settings.eil, self.settings.engine.updates_per_iteration
+        per_epoch = -(-len(self.train_keys) // training.batch_size)
+        lengths = {
+            "pretrain": -(-training.pretrain_epochs * per_epoch // chunk),
+            "explore": -(-self.updates_per_stage // chunk),
+            "refine": -(-training.stage_epochs * per_epoch // chunk),
+        }
+        left, position = 0, self.position
+        while position.phase != DONE:
+            left += max(1, lengths.get(position.phase, 1) - position.step // chunk)
+            position = Position(phase=self.next_phase(position), stage=self.next_stage(position))
+        return left
+
+    def run_explore(self, position: Position) -> tuple[dict[str, Any], int, bool]:
+        """Rolls out, replays and updates the operators some times; a step is one update."""
+        options, exploration, start = self.settings.eil, self.settings.eil.exploration, time.perf_counter()
+        total = options.stages * self.updates_per_stage
+        if position.step == 0:
+            self.replay.drop_older(segmenter_version=self.segmenter_version, policy_version=0)
+            self.sync_weights(SEGMENTER, OPERATORS)
+        steps = min(self.settings.engine.updates_per_iteration, self.updates_per_stage - position.step)
+        fresh: list[pa.RecordBatch] = []
+        numbers: list[dict[str, float]] = []
+        for step in range(position.step, position.step + steps):
+            update = (position.stage - 1) * self.updates_per_stage + step
+            factor = schedule_factor(exploration.searcher_optimiser, update / max(1, total))
+            context = {
+                "stage": position.stage,
+                "label_version": self.label_version,
+                "segmenter_version": self.segmenter_version,
+                "policy_version": self.policy_version,
+                "noise_std": exploration.noise_std * factor,
+                "uniform_share": exploration.uniform_share,
+            }
+            orders = [{"records": records, "context": context} for records in self._draw_episodes(update)]
+            batches = self.map_runners("sample", orders)
+            for batch in batches:
+                self.replay.add(batch)
+            fresh.extend(batches)
+            drawn = self.replay.sample(exploration.batch_size, generator(self.settings.seed, "replay", update))
+            numbers.append(
+                self.learn("operators", drawn, update=update, total_updates=total, seed=self.settings.seed)
+            )
+            self.policy_version += 1
+            self.sync_weights(OPERATORS)
+        if self.settings.engine.write_rollouts and fresh:
+            folder = Path(self.config.run_dir) / "rollouts"
+            folder.mkdir(parents=True, exist_ok=True)
+            pq.write_table(
+                pa.Table.from_batches(fresh), folder / f"stage-{position.stage}-update-{position.step:06d}.parquet"
+            )
+        self.images_per_second = sum(batch.num_rows for batch in fresh) / max(time.perf_counter() - start, 1e-9)
+        over = position.step + steps >= self.updates_per_stage
+        if not fresh:
+            return {"update": position.step}, 0, True
+        return {"update": position.step + steps, **_averages(numbers), **self._rollout_numbers(fresh)}, steps, over
+
+    def _draw_episodes(self, update: int) -> list[pa.RecordBatch]:
+        """Orders the next episodes of every actor: all images in a new order each epoch, each under its own seed."""
+        size, count = self.settings.eil.exploration.rollout_batch_size, len(self.train_keys)
+        first = update * size * self.num_actors
+        positions = np.arange(first, first + size * self.num_actors)
+        rows = np.array(
+            [draw_order(self.settings.seed, "explore", epoch, count=count)[at] for epoch, at in zip(*divmod(positions, count), strict=True)]
+        )
+        seeds = draw_seeds(self.settings.seed, "explore-items", update, count=len(rows))
+        return [
+            rollout.order(rows[start : start + size], seeds[start : start + size]) for start in range(0, len(rows), size)
+        ]
+
+    def _rollout_numbers(self, batches: list[pa.RecordBatch]) -> dict[str, Any]:
+        """Returns the means over fresh transitions, with the hazards of the method: closing gate, saturation, an assessor that is wrong."""
+        table = pa.Table.from_batches(batches)
+        reward, value = table.column("reward").to_numpy(), table.column("value").to_numpy()
+        parts = np.array(table.column("reward_parts").to_pylist())
+        numbers: dict[str, Any] = {
+            "reward": float(reward.mean()),
+            "reward_relabel": float(parts[:, 0].mean()),
+            "reward_features": float(parts[:, 1].mean()),
+            "share_positive_reward": float((reward > 0).mean()),
+            "corr_q_r": float(np.corrcoef(value, reward)[0, 1]) if value.std() > 0 and reward.std() > 0 else None,
+            "mean_q": float(value.mean()),
+            "bytes_per_transition": sum(rollout.wire_bytes(batch) for batch in batches) / len(reward),
+            "replay_size": len(self.replay),
+            "replay_dropped": self.replay.dropped,
+        }
+        if self.settings.eil.action != "mask":
+            actions = np.stack([np.frombuffer(one, dtype=np.float32) for one in table.column("action").to_pylist()])
+            numbers["threshold_mean"] = actions.mean(0).tolist()
+            numbers["threshold_std"] = actions.std(0).tolist()
+        return numbers
+
+    def run_infer(self, position: Position) -> tuple[dict[str, Any], int, bool]:
+        """Infers the label maps of all training images, spread over the actors, and writes them as the stage's label version."""
+        start, count = time.perf_counter(), len(self.train_keys)
+        self.sync_weights(SEGMENTER, *([OPERATORS] if self.settings.eil.explores else []))
+        size = self.settings.engine.inference_batch_size
+        spans = [np.arange(first, min(first + size, count), dtype=np.int64) for first in range(0, count, size)]
+        context = {
+            "stage": position.stage,
+            "label_version": self.label_version,
+            "thresholds": self._quantile_thresholds(spans),
+            "truth": self.has_truth,
+        }
+        seeds = draw_seeds(self.settings.seed, "infer", position.stage, count=count)
+        orders = [{"rows": rows, "context": {**context, "seeds": seeds[rows]}} for rows in spans]
+        table = pa.Table.from_batches(self.map_runners("infer", orders))
+        keys, labels = table.column("key").to_pylist(), table.column("label").to_pylist()
+        accepted, values = table.column("accepted").to_pylist(), table.column("value").to_pylist()
+        self.label_store.write(
+            position.stage,
+            [
+                LabelRow(key=key, label=label, extra={"accepted": float(accept), "value": value})
+                for key, label, accept, value in zip(keys, labels, accepted, values, strict=True)
+            ],
+        )
+        self.label_version = position.stage
+        self.label_numbers = {
+            **stage_numbers(table, self.store.info.num_classes),
+            "radius": self.settings.eil.radius_of(position.stage),
+        }
+        self.images_per_second = count / (time.perf_counter() - start)
+        return dict(self.label_numbers), 1, True
+
+    def _quantile_thresholds(self, spans: list[np.ndarray]) -> list[float] | None:
+        """Returns the thresholds `[K]` of qP and mqP over the training set, and keeps the moving ones."""
+        options = self.settings.eil
+        if options.policy not in ("quantile", "moving_quantile"):
+            return None
+        counts = sum(self.map_runners("histogram", [{"rows": rows, "bins": HISTOGRAM_BINS} for rows in spans]))
+        share = options.quantile if options.quantile_reading == "top" else 1 - options.quantile
+        current = quantiles_from_histogram(torch.as_tensor(counts), share)
+        if options.policy == "moving_quantile" and self.quantiles is not None:
+            current = moving_average(torch.tensor(self.quantiles), current, options.quantile_momentum)
+        self.quantiles = current.tolist()
+        return self.quantiles
+
+    def run_evaluate(self, position: Position) -> tuple[dict[str, Any], int, bool]:
+        """Scores the segmenter and repeats the numbers of the label maps it was trained on."""
+        self.sync_weights(SEGMENTER)
+        if position.stage == 0 or not self.label_numbers:
+            self.label_numbers = {"radius": 0, "labelled_share": self._labelled_share(self.training_version)}
+        numbers, steps, over = super().run_evaluate(position)
+        return {**numbers, **self.label_numbers}, steps, over
+
+    def _labelled_share(self, version: int) -> float:
+        """Returns the share of labelled pixels over the training set."""
+        size, count = self.settings.engine.inference_batch_size, len(self.train_keys)
+        orders = [
+            {"rows": np.arange(first, min(first + size, count)), "version": version} for first in range(0, count, size)
+        ]
+        labelled, pixels = np.array(self.map_runners("count_labels", orders)).sum(0)
+        return float(labelled / pixels)
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------------
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Adds replay, quantiles and the numbers of the last inference."""
+        state = super().get_state(*args, **kwargs)
+        state["eil"] = {
+            "replay": self.replay.get_state(),
+            "quantiles": self.quantiles,
+            "label_numbers": self.label_numbers,
+        }
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores what `get_state` gave."""
+        super().set_state(state)
+        own = state.get("eil")
+        if own is not None:
+            self.replay.set_state(own["replay"])
+            self.quantiles = own["quantiles"]
+            self.label_numbers = own["label_numbers"]
+
+
+def _averages(numbers: list[dict[str, float]]) -> dict[str, float]:
+    """Returns the mean of every number over the updates of one iteration."""
+    return {name: float(np.mean([one[name] for one in numbers])) for name in (numbers[0] if numbers else {})}

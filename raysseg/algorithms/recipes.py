@@ -1,0 +1,251 @@
+"""Recipes: complete runs as YAML. One pre-trained segmenter per seed, then every variant from it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raysseg.algorithms.registry import Method, get_method
+from raysseg.configuration import load_settings
+from raysseg.core.modules import SEGMENTER
+from raysseg.core.progress import ProgressListener
+from raysseg.core.run import package_versions, read_settings, run_variant, write_atomically
+from raysseg.core.settings import MethodSettings
+from raysseg.data import Store, open_dataset
+from raysseg.errors import InputError, nearest_name
+from raysseg.segmenters import Segmenter, build_segmenter
+
+OWN_KEYS = ("method", "description", "seeds", "variants")
+
+
+def shipped_recipes() -> dict[str, str]:
+    """Returns the names of the recipes that come with the package, with their descriptions."""
+    folder = resources.files("raysseg") / "recipes"
+    found = {}
+    for path in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if path.name.endswith(".yaml"):
+            found[path.name.removesuffix(".yaml")] = str(yaml.safe_load(path.read_text()).get("description", "")).strip()
+    return found
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A resolved recipe.
+
+    Args:
+        name: of the recipe or its file.
+        method: what is trained.
+        seeds: one run of every variant each.
+        variants: name to the method's options that differ (dotted keys reach other sections).
+        values: plain values of all sections.
+    """
+
+    name: str
+    method: Method
+    seeds: tuple[int, ...]
+    variants: Mapping[str, Mapping[str, Any]]
+    values: Mapping[str, Any]
+
+    def settings(self, variant: str, seed: int, *, pretrained: Path | None = None) -> MethodSettings:
+        """Returns the settings of one variant and seed. Raises `InputError` for whatever does not fit."""
+        values: dict[str, Any] = _copy(self.values)
+        for key, value in self.variants[variant].items():
+            _set(values, key if "." in key else f"{self.method.section}.{key}", value)
+        values |= {"recipe": self.name, "variant": variant, "seed": seed}
+        if pretrained is not None:
+            _set(values, "training.pretrained", str(pretrained))
+        return load_settings(self.method.settings, values, where=f"the recipe {self.name}, variant {variant}")
+
+    def pretraining(self, seed: int) -> MethodSettings:
+        """Returns the settings of the pre-training that all variants of a seed share."""
+        values: dict[str, Any] = _copy(self.values)
+        for key, value in self.method.pretraining.items():
+            _set(values, f"{self.method.section}.{key}", value)
+        values |= {"recipe": self.name, "variant": "pretrain", "seed": seed}
+        return load_settings(self.method.settings, values, where=f"the recipe {self.name}")
+
+    def dump(self) -> str:
+        """Returns the recipe as YAML, ready to be trained again."""
+        plain = {"seeds": list(self.seeds), **_copy(self.values), "variants": _copy(self.variants)}
+        return yaml.safe_dump(plain, sort_keys=False)
+
+
+def _copy(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {key: _copy(value) for key, value in values.items()}
+    return [_copy(value) for value in values] if isinstance(values, (list, tuple)) else values
+
+
+def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
+    """Sets one nested value; a section that is missing is made."""
+    *path, last = dotted.split(".")
+    for part in path:
+        inner = values.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"The key '{dotted}' goes through '{part}', which is a value and not a section.")
+        values = inner
+    values[last] = value
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe that is shipped (by name) or a YAML file, and applies `key=value` overrides.
+
+    Raises:
+        InputError: an unknown recipe or method, a file that is no YAML mapping, an override without '=', or any key or value that the
+            settings refuse; every variant is checked.
+    """
+    path = Path(name)
+    if name in shipped_recipes():
+        text, label = (resources.files("raysseg") / "recipes" / f"{name}.yaml").read_text(), name
+    elif path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise InputError(f"The recipe file {path} does not exist.")
+        text, label = path.read_text(), path.stem
+    else:
+        raise InputError(f"Unknown recipe '{name}'{nearest_name(name, shipped_recipes())}")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"The recipe file {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(values, dict):
+        raise InputError(f"The recipe file {path} holds no mapping of keys to values.")
+    for override in overrides:
+        key, equals, raw = override.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set takes key=value, not '{override}'.")
+        _set(values, key, yaml.safe_load(raw))
+    return _resolve(label, values)
+
+
+def _resolve(name: str, values: dict[str, Any]) -> Recipe:
+    method = get_method(str(values.get("method", "")))
+    label = str(values.get("recipe", name))
+    seeds, variants = values.get("seeds", [0]), values.get("variants") or {"default": {}}
+    seeds = [seeds] if isinstance(seeds, int) else seeds
+    if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
+        raise InputError(f"The key 'seeds' in {name} has the value {seeds!r}: expected one or more numbers from 0.")
+    if not isinstance(variants, dict) or not all(isinstance(value, (dict, type(None))) for value in variants.values()):
+        raise InputError(f"The key 'variants' in {name} must map names to the options that differ.")
+    recipe = Recipe(
+        name=label,
+        method=method,
+        seeds=tuple(seeds),
+        variants={str(key): value or {} for key, value in variants.items()},
+        values={"method": values["method"], **{k: v for k, v in values.items() if k not in OWN_KEYS}},
+    )
+    for variant in recipe.variants:
+        recipe.settings(variant, recipe.seeds[0])
+    recipe.pretraining(recipe.seeds[0])
+    return recipe
+
+
+def choose(recipe: Recipe, *, variants: Sequence[str] = (), seeds: Sequence[int] = ()) -> Recipe:
+    """Returns the recipe with only some of its variants, or with other seeds. Raises `InputError` for an unknown variant."""
+    for name in variants:
+        if name not in recipe.variants:
+            raise InputError(f"The recipe {recipe.name} has no variant '{name}'{nearest_name(name, recipe.variants)}")
+    chosen = {name: recipe.variants[name] for name in variants} if variants else recipe.variants
+    return dataclasses.replace(recipe, variants=chosen, seeds=tuple(seeds) or recipe.seeds)
+
+
+def train_recipe(
+    recipe: Recipe,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    listener_for: Any = None,
+) -> list[dict[str, Any]]:
+    """Pre-trains once per seed and trains every variant from it; returns the summaries in order.
+
+    Args:
+        recipe: what to train.
+        run_dir: where everything is written; see the README for its layout.
+        resume: continue what was interrupted; what is finished is kept.
+        listener_for: makes a `ProgressListener` context manager from a title, or None to show nothing.
+
+    Raises:
+        InputError: before any actor starts, for data, weights, GPUs or a run directory that do not fit.
+    """
+    config_path = run_dir / "config.yaml"
+    if config_path.exists():
+        if not resume:
+            raise InputError(f"The run directory {run_dir} is not empty; add --resume to continue it, or choose another --run-dir.")
+        if config_path.read_text() != recipe.dump():
+            raise InputError(
+                f"The run directory {run_dir} was made with another configuration; resume it with the same recipe and --set options."
+            )
+    data = recipe.pretraining(recipe.seeds[0]).data
+    store = open_dataset(data, run_dir / "data")
+    for split in (data.train_split, data.val_split):
+        store.keys(split)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_atomically(config_path, recipe.dump())
+    write_atomically(run_dir / "versions.json", yaml.safe_dump(package_versions(), sort_keys=False))
+    summaries = []
+    for seed in recipe.seeds:
+        shared = _pretrain(recipe, run_dir, store, seed, resume=resume, listener_for=listener_for)
+        for variant in recipe.variants:
+            settings = recipe.settings(variant, seed, pretrained=shared)
+            folder = run_dir / "variants" / variant / f"seed-{seed}"
+            summaries.append(
+                _train(recipe.method, settings, folder, store, f"{variant} · seed {seed}", resume=resume, listener_for=listener_for)
+            )
+    return summaries
+
+
+def _pretrain(
+    recipe: Recipe, run_dir: Path, store: Store, seed: int, *, resume: bool, listener_for: Any
+) -> Path | None:
+    """Returns the folder of the pre-trained segmenter of a seed, trained now unless it is given; `{seed}` in a given path is filled in."""
+    settings = recipe.pretraining(seed)
+    given = settings.training.pretrained
+    if given is not None:
+        return Path(given.replace("{seed}", str(seed)))
+    if settings.training.pretrain_epochs == 0:
+        return None
+    folder = run_dir / "pretrain" / f"seed-{seed}"
+    _train(recipe.method, settings, folder, store, f"pre-training · seed {seed}", resume=resume, listener_for=listener_for)
+    return folder / SEGMENTER
+
+
+def _train(
+    method: Method,
+    settings: MethodSettings,
+    folder: Path,
+    store: Store,
+    title: str,
+    *,
+    resume: bool,
+    listener_for: Any,
+) -> dict[str, Any]:
+    config = method.config().apply(settings, run_dir=str(folder), store_uri=store.uri)
+    if listener_for is None:
+        return run_variant(config, folder, resume=resume)
+    listener: ProgressListener
+    with listener_for(title) as listener:
+        return run_variant(config, folder, resume=resume, listener=listener)
+
+
+def load_variant(folder: Path) -> tuple[MethodSettings, str, Segmenter]:
+    """Returns the settings of a finished variant, the address of its store, and its trained segmenter on the CPU.
+
+    Raises:
+        InputError: the folder is not a finished variant's, or its data has gone.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise InputError(f"{folder} is not the folder of a trained variant: it has no config.yaml.")
+    method = get_method(str((yaml.safe_load(path.read_text()) or {}).get("method", "")))
+    settings = read_settings(folder, method.settings)
+    weights = folder / SEGMENTER / "online.safetensors"
+    if not weights.is_file():
+        raise InputError(f"The variant in {folder} is not finished: it has no trained segmenter yet.")
+    run_dir = folder.parents[2] if folder.parent.parent.name == "variants" else folder.parents[1]
+    store = open_dataset(settings.data, run_dir / "data")
+    segmenter = build_segmenter(settings.segmenter.model_copy(update={"weights": str(weights)}), store.info.num_classes)
+    return settings, store.uri, segmenter.eval()

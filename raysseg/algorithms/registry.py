@@ -1,0 +1,34 @@
+"""The methods by name."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from raysseg.algorithms.eil.config import EILConfig, EILSettings
+from raysseg.core.config import SegmentationConfig
+from raysseg.core.settings import MethodSettings
+from raysseg.errors import InputError, nearest_name
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A method's settings, its RLlib configuration, and the settings that leave only pre-training."""
+
+    settings: type[MethodSettings]
+    config: type[SegmentationConfig]
+    section: str
+    pretraining: dict[str, object]
+
+
+METHODS = {
+    "eil": Method(
+        settings=EILSettings, config=EILConfig, section="eil", pretraining={"policy": "none", "stages": 0}
+    ),
+}
+
+
+def get_method(name: str) -> Method:
+    """Returns a method by name. Raises `InputError` for an unknown one, with the nearest name."""
+    if name not in METHODS:
+        raise InputError(f"Unknown method '{name}'{nearest_name(name, METHODS)}")
+    return METHODS[name]

@@ -1,0 +1,1 @@
+"""The raysseg command: argument parsing, progress and tables; all work is done elsewhere."""

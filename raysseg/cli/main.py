@@ -1,0 +1,60 @@
+"""The `raysseg` command. Exit status 0 only when the work is done, 2 for bad input with one sentence on standard error."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import typer
+from ray.exceptions import RayTaskError
+
+from raysseg.cli.compare import compare_command
+from raysseg.cli.data import data_app
+from raysseg.cli.evaluate import evaluate_command
+from raysseg.cli.predict import predict_command
+from raysseg.cli.report import report_command
+from raysseg.cli.train import recipes_command, train_command
+from raysseg.errors import InputError, NonFiniteError
+
+app = typer.Typer(
+    name="raysseg",
+    help="Reinforcement learning for semantic segmentation from scarce labels, on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("train")(train_command)
+app.command("evaluate")(evaluate_command)
+app.command("predict")(predict_command)
+app.command("compare")(compare_command)
+app.command("report")(report_command)
+app.command("recipes")(recipes_command)
+app.add_typer(data_app, name="data")
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Returns what an actor raised, where the error came from one."""
+    return error.cause if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException) else error
+
+
+def main() -> None:
+    """Runs the command line and exits with its status."""
+    try:
+        status = app(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        print("Interrupted; continue with --resume.", file=sys.stderr)
+        sys.exit(130)
+    except (InputError, NonFiniteError, RayTaskError) as error:
+        cause = _cause(error)
+        if not isinstance(cause, (InputError, NonFiniteError)):
+            raise
+        print(" ".join(str(cause).split()), file=sys.stderr)
+        sys.exit(2 if isinstance(cause, InputError) else 1)
+    sys.exit(status or 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,304 @@
+"""The driver of a run as RLlib's `Algorithm`: a machine of phases whose every step is small, ordered and resumable.
+
+What each part waits for (synchronous and serial modes):
+
+    driver ── orders (rows, seeds, versions) ──▶ env runners ── rollouts, label maps, confusion matrices ──▶ driver
+      │                                              ▲                                                        │
+      │                                              └── weights, when a phase or an update changed them ─────┤
+      └── work (decisions from replay, epochs' rows and seeds) ──▶ learner ── losses ─────────────────────────┘
+
+The driver waits for all actors of one order, then for the learner. Asynchronous sampling changes only who waits, not what travels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from ray.rllib.algorithms.algorithm import Algorithm
+
+from raysseg.core import rollout
+from raysseg.core.modules import SEGMENTER, SegmenterModule
+from raysseg.core.seeding import draw_order, draw_seeds
+from raysseg.core.settings import MethodSettings
+from raysseg.core.work import LearnerWork
+from raysseg.data.label_store import LabelStore
+from raysseg.data.store import Store
+from raysseg.evaluation import Scores
+
+DONE = "done"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """Where a run stands: which phase of which stage, and how many steps of it are done."""
+
+    phase: str = "pretrain"
+    stage: int = 0
+    step: int = 0
+
+
+class SegmentationAlgorithm(Algorithm):
+    """Runs phases one small step at a time; `train()` does one step and its numbers are in `record`.
+
+    A method implements `next_phase` and one function `run_<phase>(position) -> (record, steps done, phase is over)` for each of its
+    phases; `pretrain`, `refine` and `evaluate` are here.
+    """
+
+    settings: MethodSettings
+
+    def setup(self, config: Any) -> None:
+        """Builds actors and learner, and starts at the first phase."""
+        super().setup(config)
+        self.settings = self.config.settings
+        if self.settings.engine.torch_threads:
+            torch.set_num_threads(self.settings.engine.torch_threads)
+        self.store = Store.open(self.config.store_uri)
+        self.label_store = LabelStore(self.config.labels_uri)
+        self.train_keys = self.store.keys(self.settings.data.train_split)
+        self.position = Position(phase=self.next_phase(None))
+        self.label_version = 0
+        self.segmenter_version = 0
+        self.policy_version = 0
+        self.elapsed = 0.0
+        self.record: dict[str, Any] = {}
+        self.images_per_second = 0.0
+        if self.env_runner is not None:
+            learners = self.learner_group.foreach_learner(lambda learner: learner.module)
+            self.env_runner.share_module(next(iter(learners)).get())
+
+    # ---- the machine ------------------------------------------------------------------------------------------------
+
+    def next_phase(self, finished: Position | None) -> str:
+        """Returns the phase after a finished one, or the first phase."""
+        raise NotImplementedError(f"{type(self).__name__} has no phases.")
+
+    def next_stage(self, finished: Position) -> int:
+        """Returns the stage that the phase after a finished one belongs to."""
+        return finished.stage
+
+    @property
+    def done(self) -> bool:
+        """Whether every phase of the run is over."""
+        return self.position.phase == DONE
+
+    def training_step(self) -> None:
+        """Does one step of the current phase."""
+        if self.done:
+            return
+        start = time.perf_counter()
+        position = self.position
+        run: Callable[[Position], tuple[dict[str, Any], int, bool]] = getattr(self, f"run_{position.phase}")
+        numbers, steps, over = run(position)
+        self.elapsed += time.perf_counter() - start
+        self.record = {
+            "iteration": self.iteration + 1,
+            "phase": position.phase,
+            "stage": position.stage,
+            "phase_over": over,
+            **numbers,
+        }
+        self.position = (
+            Position(phase=self.next_phase(position), stage=self.next_stage(position))
+            if over
+            else dataclasses.replace(position, step=position.step + steps)
+        )
+
+    def step(self) -> dict[str, Any]:
+        """RLlib's iteration, with the numbers of this step under `raysseg`."""
+        results = super().step()
+        results["raysseg"] = dict(self.record)
+        results["done"] = self.done
+        return results
+
+    def iterations_left(self) -> int:
+        """Returns an estimate of the iterations until the end, for the progress display."""
+        raise NotImplementedError(f"{type(self).__name__} does not know how much is left.")
+
+    # ---- actors and learner -----------------------------------------------------------------------------------------
+
+    def map_runners(self, function: str, orders: Sequence[dict[str, Any]]) -> list[Any]:
+        """Gives every order to some actor and returns the results in the orders' sequence.
+
+        An order whose actor dies goes to another one; results are pure functions of their orders, so nothing changes.
+        """
+        if self.env_runner is not None:
+            return [getattr(self.env_runner, function)(**order) for order in orders]
+        results: dict[int, Any] = {}
+        while len(results) < len(orders):
+            open_orders = [index for index in range(len(orders)) if index not in results]
+            workers = self.env_runner_group.healthy_worker_ids()
+            if not workers:
+                self.restore_env_runners(self.env_runner_group)
+                time.sleep(0.2)
+                continue
+            pairs = list(zip(workers, open_orders, strict=False))
+            answers = self.env_runner_group.foreach_env_runner(
+                [_Order(function, index, orders[index]) for _, index in pairs],
+                local_env_runner=False,
+                remote_worker_ids=[worker for worker, _ in pairs],
+            )
+            results.update(answers)
+            if len(answers) < len(pairs):
+                self.restore_env_runners(self.env_runner_group)
+        return [results[index] for index in range(len(orders))]
+
+    @property
+    def num_actors(self) -> int:
+        """Number of processes that take orders."""
+        return max(1, self.settings.engine.num_env_runners)
+
+    def learn(self, kind: str, records: pa.RecordBatch, **context: Any) -> dict[str, float]:
+        """Gives the learner one work order and returns its numbers."""
+        results = self.learner_group.update(training_data=LearnerWork(kind=kind, records=records, context=context))
+        return dict(results[0])
+
+    def sync_weights(self, *modules: str) -> None:
+        """Sends the named modules' weights to all remote actors; in serial mode they share them already."""
+        if self.env_runner is None:
+            self.env_runner_group.sync_weights(
+                policies=list(modules), from_worker_or_learner_group=self.learner_group, inference_only=True
+            )
+
+    # ---- phases that every method has -------------------------------------------------------------------------------
+
+    def run_pretrain(self, position: Position) -> tuple[dict[str, Any], int, bool]:
+        """Trains the segmenter on the scribbles, some updates of it."""
+        return self._train_segmenter(position, self.settings.training.pretrain_epochs, first_epoch=0)
+
+    def run_refine(self, position: Position) -> tuple[dict[str, Any], int, bool]:
+        """Trains the segmenter on the current label version for the epochs of one stage, some updates of it."""
+        training = self.settings.training
+        first_epoch = training.pretrain_epochs + (position.stage - 1) * training.stage_epochs
+        return self._train_segmenter(position, training.stage_epochs, first_epoch=first_epoch)
+
+    @property
+    def num_stages(self) -> int:
+        """Number of stages after pre-training."""
+        raise NotImplementedError(f"{type(self).__name__} has no stages.")
+
+    @property
+    def training_version(self) -> int:
+        """The label version that the segmenter is trained on."""
+        return self.label_version
+
+    def _train_segmenter(self, position: Position, epochs: int, *, first_epoch: int) -> tuple[dict[str, Any], int, bool]:
+        """Does the next `updates_per_iteration` segmenter updates; a step is one update. The schedule spans the run, or all stages."""
+        training, start = self.settings.training, time.perf_counter()
+        count = len(self.train_keys)
+        per_epoch = -(-count // training.batch_size)
+        steps = min(self.settings.engine.updates_per_iteration, epochs * per_epoch - position.step)
+        if steps <= 0:
+            return {"epoch": first_epoch, "loss": None}, 0, True
+        rows, seeds, ends = [], [], []
+        for update in range(position.step, position.step + steps):
+            epoch, batch = divmod(update, per_epoch)
+            part = slice(batch * training.batch_size, min((batch + 1) * training.batch_size, count))
+            where = ("segmenter", first_epoch + epoch)
+            rows.append(draw_order(self.settings.seed, *where, count=count)[part])
+            seeds.append(draw_seeds(self.settings.seed, *where, count=count)[part])
+            if part.stop == count:
+                ends.append(sum(len(r) for r in rows))
+        restart = training.refine_learning_rate is not None and position.phase == "refine"
+        origin = training.pretrain_epochs if restart else 0
+        horizon = (
+            self.num_stages * training.stage_epochs
+            if restart
+            else training.pretrain_epochs
+            + (0 if training.refine_learning_rate is not None else self.num_stages * training.stage_epochs)
+        )
+        numbers = self.learn(
+            "segmenter",
+            rollout.order(np.concatenate(rows), np.concatenate(seeds)),
+            version=self.training_version,
+            first_update=(first_epoch - origin) * per_epoch + position.step,
+            total_updates=horizon * per_epoch,
+            learning_rate=training.refine_learning_rate if restart else training.optimiser.learning_rate,
+            epoch_ends=ends,
+            seed=self.settings.seed,
+        )
+        self.segmenter_version += steps
+        self.images_per_second = sum(len(r) for r in rows) / (time.perf_counter() - start)
+        over = position.step + steps >= epochs * per_epoch
+        if over:
+            self.sync_weights(SEGMENTER)
+        return {"epoch": first_epoch + (position.step + steps) / per_epoch, **numbers}, steps, over
+
+    def run_evaluate(self, position: Position) -> tuple[dict[str, Any], int, bool]:
+        """Scores the segmenter on the validation split, spread over the actors."""
+        split = self.settings.data.val_split
+        return self.score(split), 1, True
+
+    def score(self, split: str) -> dict[str, Any]:
+        """Returns mIoU and its companions on a split, from one confusion matrix over the whole set."""
+        start = time.perf_counter()
+        count = len(self.store.keys(split))
+        size = max(self.settings.engine.inference_batch_size, -(-count // (4 * self.num_actors)))
+        orders = [
+            {"rows": np.arange(first, min(first + size, count), dtype=np.int64), "split": split}
+            for first in range(0, count, size)
+        ]
+        matrix = sum(self.map_runners("evaluate", orders))
+        scores = Scores.from_confusion(torch.as_tensor(matrix))
+        self.images_per_second = count / (time.perf_counter() - start)
+        return {
+            "split": split,
+            "images": count,
+            "miou": scores.miou,
+            "per_class_iou": list(scores.per_class_iou),
+            "pixel_accuracy": scores.pixel_accuracy,
+            "mean_foreground_dice": scores.mean_foreground_dice,
+        }
+
+    def export_module(self) -> SegmenterModule:
+        """Returns a copy of the segmenter's module with the learner's weights, on the CPU."""
+        module = self.config.segmenter_spec()
+        module.inference_only = True
+        built = module.build()
+        state = self.learner_group.get_state(components=f"learner/rl_module/{SEGMENTER}")
+        built.set_state(state["learner"]["rl_module"][SEGMENTER])
+        return built
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------------
+
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """RLlib's state with the machine's position and versions; a method adds its replay buffer."""
+        state: dict[str, Any] = super().get_state(*args, **kwargs)
+        state["raysseg"] = {
+            "position": dataclasses.asdict(self.position),
+            "label_version": self.label_version,
+            "segmenter_version": self.segmenter_version,
+            "policy_version": self.policy_version,
+            "elapsed": self.elapsed,
+        }
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores what `get_state` gave, and drops label versions that are newer."""
+        super().set_state(state)
+        own = state.get("raysseg")
+        if own is None:
+            return
+        self.position = Position(**own["position"])
+        self.label_version = own["label_version"]
+        self.segmenter_version = own["segmenter_version"]
+        self.policy_version = own["policy_version"]
+        self.elapsed = own["elapsed"]
+        self.label_store.remove_after(self.label_version)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Order:
+    """An order on its way to a remote actor; the answer carries its number."""
+
+    function: str
+    index: int
+    arguments: dict[str, Any]
+
+    def __call__(self, runner: Any) -> tuple[int, Any]:
+        return self.index, getattr(runner, self.function)(**self.arguments)

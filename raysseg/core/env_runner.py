@@ -1,0 +1,149 @@
+"""The actor: rolls out episodes, infers label maps and scores images, each as ordered by the driver.
+
+Which images, under which seeds, is always part of the order, so the same order gives the same result on whichever actor, and an
+order whose actor died can be given to another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from gymnasium import Space
+from ray.rllib.core import COMPONENT_RL_MODULE
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
+from ray.rllib.env.env_runner import EnvRunner
+from ray.rllib.utils.checkpoints import Checkpointable
+
+from raysseg.core.config import SegmentationConfig
+from raysseg.core.modules import SEGMENTER, SegmenterModule
+from raysseg.core.workspace import Workspace, choose_device
+from raysseg.evaluation import confusion_matrix, predict_probabilities
+
+WEIGHTS_SEQ_NO = "weights_seq_no"
+
+
+class SegmentationEnvRunner(EnvRunner, Checkpointable):
+    """RLlib's actor over a `SegmentationVectorEnv`. A method implements `make_env`, `spaces` and `sample`."""
+
+    def __init__(self, *, config: SegmentationConfig, **kwargs: Any) -> None:
+        EnvRunner.__init__(self, config=config, **kwargs)
+        assert config.settings is not None
+        self.settings = config.settings
+        if self.settings.engine.torch_threads and self.worker_index:
+            torch.set_num_threads(self.settings.engine.torch_threads)
+        gpus = config.num_gpus_per_env_runner if self.worker_index else config.num_gpus_per_learner
+        self.device = choose_device(gpus)
+        self.workspace = Workspace(self.settings, config.store_uri, config.labels_uri, self.device)
+        self.module: MultiRLModule | None = None
+        self.weights_version = 0
+        if self.worker_index:
+            self.make_module()
+        self.make_env()
+
+    def make_module(self) -> None:
+        """Builds this actor's own networks; in serial mode the learner's are shared instead (`share_module`)."""
+        self.module = self.config.get_multi_rl_module_spec(inference_only=True).build()
+        for module in self.module.values():
+            module.to(self.device)
+        self.module.eval()
+
+    def share_module(self, module: MultiRLModule) -> None:
+        """Uses the learner's own networks: in one process nothing needs to be copied."""
+        self.module = module
+
+    @property
+    def segmenter(self) -> SegmenterModule:
+        """The segmenter's module."""
+        assert self.module is not None
+        return self.module[SEGMENTER]
+
+    def sample(self, *, records: pa.RecordBatch, context: dict[str, Any]) -> pa.RecordBatch:  # type: ignore[override]
+        """Rolls out the ordered episodes.
+
+        Args:
+            records: columns `row` and `seed`, one ordered episode each.
+            context: what holds for all of them (stage, versions, noise).
+
+        Returns:
+            Transitions in the schema of `raysseg.core.rollout`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not roll out episodes.")
+
+    def evaluate(self, *, rows: np.ndarray, split: str) -> np.ndarray:
+        """Scores images of a split against their ground truth.
+
+        Args:
+            rows: int64 `[N]` rows of the split.
+            split: its name.
+
+        Returns:
+            The confusion matrix int64 `[K, K]`, rows truth, columns prediction.
+        """
+        data = self.workspace.split(split)
+        settings = self.settings.evaluation
+        total = torch.zeros(self.workspace.num_classes, self.workspace.num_classes, dtype=torch.int64, device=self.device)
+        network = self.segmenter.online.eval()
+        for part in np.array_split(rows, max(1, -(-len(rows) // self.settings.engine.inference_batch_size))):
+            index = torch.as_tensor(part, device=self.device)
+            images, sizes = data.images(index)
+            probabilities = predict_probabilities(
+                network, images, sizes, scales=settings.scales, flip=settings.flip, autocast_dtype=self.workspace.low_precision
+            )
+            total += confusion_matrix(
+                probabilities.argmax(1).to(torch.uint8), data.labels(index, -1), self.workspace.num_classes
+            )
+        return total.cpu().numpy()
+
+    def get_spaces(self) -> dict[str, tuple[Space[Any], Space[Any]]]:
+        """Returns the spaces of the environment, under RLlib's names."""
+        env = self.env
+        single = (env.single_observation_space, env.single_action_space)
+        batched = (env.observation_space, env.action_space)
+        return {"__env__": batched, "__env_single__": single, **{name: single for name in self.config.method_specs()}}
+
+    def assert_healthy(self) -> None:
+        """Raises `AssertionError` where the constructor has not finished."""
+        assert self.env is not None
+
+    def get_metrics(self) -> dict[str, Any]:
+        """Returns RLlib's metrics; what raysseg measures travels in the rollouts."""
+        return self.metrics.reduce()
+
+    def get_state(
+        self,
+        components: str | Collection[str] | None = None,
+        *,
+        not_components: str | Collection[str] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Returns the weights' version: all else that an actor knows comes with its orders."""
+        return {WEIGHTS_SEQ_NO: self.weights_version}
+
+    def set_state(self, state: dict[str, Any] | ray.ObjectRef) -> None:
+        """Takes over weights where they are given."""
+        values: dict[str, Any] = ray.get(state) if isinstance(state, ray.ObjectRef) else state
+        self.weights_version = values.get(WEIGHTS_SEQ_NO, self.weights_version)
+        modules = values.get(COMPONENT_RL_MODULE)
+        if modules is None or not self.worker_index:
+            return
+        modules = ray.get(modules) if isinstance(modules, ray.ObjectRef) else modules
+        assert self.module is not None
+        self.module.set_state(modules)
+
+    def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Returns what the constructor needs."""
+        return (), {"config": self.config}
+
+    def get_checkpointable_components(self) -> list[tuple[str, Checkpointable]]:
+        """Returns none: the learner holds the networks."""
+        return []
+
+    def stop(self) -> None:
+        """Closes the environment."""
+        if self.env is not None:
+            self.env.close()

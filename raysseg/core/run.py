@@ -1,0 +1,285 @@
+"""Runs one variant from wherever it stands to its summary: iterations, metrics, checkpoints, pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+import yaml
+from ray.tune.logger import NoopLogger
+from torch.utils.tensorboard import SummaryWriter
+
+from raysseg.core import checkpoint
+from raysseg.core.algorithm import SegmentationAlgorithm
+from raysseg.core.config import SegmentationConfig
+from raysseg.core.modules import SEGMENTER
+from raysseg.core.progress import ProgressListener, Silent
+from raysseg.core.settings import MethodSettings
+from raysseg.core.workspace import choose_device
+from raysseg.data.augmentation import normalise
+from raysseg.data.sample import DatasetInfo
+from raysseg.errors import InputError
+from raysseg.functional.constants import UNLABELLED
+from raysseg.segmenters import upsample_logits
+from raysseg.visualization import EvolutionRow, evolution_sheet
+
+PACKAGES = ("raysseg", "ray", "torch", "torchvision", "segmentation-models-pytorch", "timm", "pyarrow", "gymnasium", "numpy")
+EVOLUTION_SAMPLES = 3
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file under a temporary name and renames it, so that it is whole or not there."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text)
+    temporary.rename(path)
+
+
+def package_versions() -> dict[str, str]:
+    """Returns the versions of Python, the platform and everything that results depend on."""
+    versions = {"python": platform.python_version(), "platform": platform.platform(terse=True)}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
+
+
+def start_ray() -> None:
+    """Connects to the cluster that RAY_ADDRESS names, or starts Ray on this machine; does nothing where Ray runs."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+
+
+class MetricsWriter:
+    """Writes `metrics.jsonl` (deterministic numbers), `timings.jsonl` (everything that depends on the clock) and TensorBoard files.
+
+    Args:
+        folder: the variant's folder.
+        iteration: the last iteration that counts; later lines, written before a kill, are removed.
+    """
+
+    def __init__(self, folder: Path, iteration: int) -> None:
+        self._files = [folder / "metrics.jsonl", folder / "timings.jsonl"]
+        for path in self._files:
+            kept = [line for line in self._lines(path) if json.loads(line)["iteration"] <= iteration]
+            write_atomically(path, "".join(f"{line}\n" for line in kept))
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=iteration + 1)
+
+    @staticmethod
+    def _lines(path: Path) -> Iterator[str]:
+        if not path.exists():
+            return
+        for line in path.read_text().splitlines():
+            try:
+                json.loads(line)
+            except json.JSONDecodeError:
+                return
+            yield line
+
+    def write(self, record: dict[str, Any], timing: dict[str, Any]) -> None:
+        """Appends one iteration."""
+        for path, row in zip(self._files, (record, {"iteration": record["iteration"], **timing}), strict=True):
+            with path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        for name, value in {**record, **timing}.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                self._board.add_scalar(f"{record['phase']}/{name}", value, record["iteration"])
+
+    def records(self) -> list[dict[str, Any]]:
+        """Returns all lines of `metrics.jsonl`."""
+        return [json.loads(line) for line in self._lines(self._files[0])]
+
+    def close(self) -> None:
+        """Closes the TensorBoard file."""
+        self._board.close()
+
+
+def run_variant(
+    config: SegmentationConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    listener: ProgressListener | None = None,
+    after_iteration: Callable[[SegmentationAlgorithm], None] | None = None,
+) -> dict[str, Any]:
+    """Trains one variant to its end and returns its summary.
+
+    Args:
+        config: with settings applied; its `run_dir` must be `folder`.
+        folder: where everything of the variant is written.
+        resume: continue from the newest checkpoint, or return the summary of a finished variant.
+        listener: is told the progress.
+        after_iteration: called after every iteration, before its checkpoint.
+
+    Raises:
+        InputError: the folder holds a run already and `resume` is off, or its checkpoint is damaged.
+        NonFiniteError: a loss or a reward is not finite.
+    """
+    settings, listener = config.settings, listener or Silent()
+    assert settings is not None
+    summary_path = folder / "summary.json"
+    if summary_path.exists() and resume:
+        summary: dict[str, Any] = json.loads(summary_path.read_text())
+        return summary
+    if (folder / "metrics.jsonl").exists() and not resume:
+        raise InputError(f"The folder {folder} holds a run already; add --resume to continue it, or choose another --run-dir.")
+    found = checkpoint.newest(folder / "checkpoints") if resume else None
+    if found is not None:
+        checkpoint.verify(found)
+    config.segmenter_spec().build()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "config.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
+    start_ray()
+    config.debugging(logger_config={"type": NoopLogger, "logdir": str(folder)})
+    algorithm: SegmentationAlgorithm = config.build_algo()
+    try:
+        if found is not None:
+            algorithm.restore_from_path(str(found.resolve()))
+            listener.note(f"resumed at iteration {algorithm.iteration} ({algorithm.position.phase})")
+        else:
+            algorithm.label_store.remove_after(0)
+        writer = MetricsWriter(folder, algorithm.iteration)
+        _iterate(algorithm, folder, writer, listener, after_iteration)
+        summary = _finish(algorithm, folder, writer)
+        writer.close()
+    finally:
+        algorithm.stop()
+    return summary
+
+
+def _iterate(
+    algorithm: SegmentationAlgorithm,
+    folder: Path,
+    writer: MetricsWriter,
+    listener: ProgressListener,
+    after_iteration: Callable[[SegmentationAlgorithm], None] | None,
+) -> None:
+    engine, miou = algorithm.settings.engine, None
+    while not algorithm.done:
+        start = time.perf_counter()
+        algorithm.train()
+        record = algorithm.record
+        seconds = time.perf_counter() - start
+        writer.write(record, {"seconds": seconds, "images_per_second": algorithm.images_per_second})
+        miou = record.get("miou", miou)
+        fields = {"phase": record["phase"], "stage": record["stage"], "images_per_second": algorithm.images_per_second}
+        fields |= {name: record[name] for name in ("loss", "reward") if record.get(name) is not None}
+        if miou is not None:
+            fields["miou"] = miou
+        listener.update(algorithm.iteration, algorithm.iteration + algorithm.iterations_left(), **fields)
+        if after_iteration is not None:
+            after_iteration(algorithm)
+        if record["phase_over"] or algorithm.iteration % engine.checkpoint_interval == 0:
+            checkpoint.save(algorithm, folder / "checkpoints", keep=engine.checkpoints_kept)
+
+
+def _finish(algorithm: SegmentationAlgorithm, folder: Path, writer: MetricsWriter) -> dict[str, Any]:
+    """Exports the networks, draws the pictures and writes the summary, in this order: a summary means that all is there."""
+    settings = algorithm.settings
+    module = algorithm.export_module()
+    module.export(folder / SEGMENTER)
+    stages = [row for row in writer.records() if row["phase"] == "evaluate"]
+    last = stages[-1] if stages else {}
+    if stages:
+        draw_evolution(algorithm, module.online, folder / "pictures")
+    info = algorithm.store.info
+    summary = {
+        "method": settings.method,
+        "recipe": settings.recipe,
+        "variant": settings.variant,
+        "seed": settings.seed,
+        "class_names": list(info.class_names),
+        **{
+            name: last.get(name)
+            for name in (
+                "split",
+                "images",
+                "miou",
+                "per_class_iou",
+                "pixel_accuracy",
+                "mean_foreground_dice",
+                "labelled_share",
+                "label_precision",
+            )
+        },
+        "wall_seconds": algorithm.elapsed,
+        "stages": stages,
+        "complete": True,
+    }
+    write_atomically(folder / "summary.json", json.dumps(summary, indent=1))
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return summary
+
+
+def draw_evolution(algorithm: SegmentationAlgorithm, segmenter: torch.nn.Module, folder: Path) -> None:
+    """Draws how the label maps of a few training images grew from stage to stage, with the final prediction (as in EIL's Fig. 3)."""
+    store, versions = algorithm.store, algorithm.label_store.versions()
+    info: DatasetInfo = store.info
+    device = choose_device(torch.cuda.device_count())
+    network = segmenter.to(device).eval()
+    rows = []
+    for key in _telling_samples(algorithm):
+        image, scribble = store.image(key), store.scribble(key)
+        assert scribble is not None
+        pixels = torch.tensor(np.asarray(image)).permute(2, 0, 1)[None].to(device).float()
+        with torch.inference_mode():
+            logits = upsample_logits(network(normalise(pixels)).logits.float(), (image.shape[0], image.shape[1]))
+        rows.append(
+            EvolutionRow(
+                image=np.asarray(image),
+                maps=[scribble, *(algorithm.label_store.label(number, key) for number in versions)],
+                titles=["scribbles", *(f"stage {number}" for number in versions)],
+                truth=store.label(key),
+                prediction=logits.argmax(1)[0].to(torch.uint8).cpu().numpy(),
+            )
+        )
+    network.cpu()
+    if rows:
+        folder.mkdir(parents=True, exist_ok=True)
+        evolution_sheet(rows, info.palette, class_names=info.class_names).save(folder / "evolution.png")
+
+
+def _telling_samples(algorithm: SegmentationAlgorithm) -> list[str]:
+    """Returns the keys of the training images with the most classes among the first ones that have scribbles."""
+    found = []
+    for key in algorithm.train_keys[:64]:
+        scribble = algorithm.store.scribble(key)
+        if scribble is not None:
+            found.append((-len(np.setdiff1d(scribble, [UNLABELLED])), key))
+    return [key for _, key in sorted(found)[:EVOLUTION_SAMPLES]]
+
+
+def read_settings(folder: Path, model: type[MethodSettings]) -> MethodSettings:
+    """Reads the settings that a variant was trained with.
+
+    Raises:
+        InputError: the folder is not a variant's.
+    """
+    from raysseg.configuration import load_settings
+
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise InputError(f"{folder} is not the folder of a trained variant: it has no config.yaml.")
+    return load_settings(model, yaml.safe_load(path.read_text()), where=str(path))
+
+
+def command_line() -> str:
+    """Returns the command that this process runs, without the folders of the machine."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])

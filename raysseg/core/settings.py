@@ -1,0 +1,96 @@
+"""Settings that every method shares: how the segmenter is trained, how the engine is laid out, how results are measured."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from raysseg.configuration import Settings
+from raysseg.data.augmentation import AugmentationSettings
+from raysseg.data.settings import DataSettings
+from raysseg.segmenters.settings import SegmenterSettings
+
+
+class OptimiserSettings(Settings):
+    """One optimiser with its learning-rate schedule."""
+
+    name: Literal["sgd", "adam", "adamw"] = Field("sgd", description="[P] EIL trains everything with SGD")
+    learning_rate: float = Field(1e-4, gt=0, description="[P] 1e-4 for the segmenter")
+    momentum: float = Field(0.9, ge=0, lt=1, description="[P] 0.9; used by sgd")
+    weight_decay: float = Field(5e-4, ge=0, description="[P] 5e-4 for the segmenter")
+    schedule: Literal["poly", "cosine", "constant"] = Field("poly", description="[P] poly for the segmenter")
+    poly_power: float = Field(0.9, gt=0, description="[R] 0.9, the usual power")
+    clip_norm: float | None = Field(None, gt=0, description="[R] largest gradient norm; none in the paper")
+
+
+class TrainingSettings(Settings):
+    """How the segmenter is trained on label maps (EIL Eq. 14)."""
+
+    pretrain_epochs: int = Field(100, ge=0, description="[P] epochs on the scribbles alone")
+    stage_epochs: int = Field(20, ge=0, description="[P] epochs on the label maps of one stage")
+    batch_size: int = Field(8, ge=1, description="[R] images per segmenter update")
+    optimiser: OptimiserSettings = Field(OptimiserSettings(), description="[P] SGD 1e-4, momentum 0.9, poly")
+    head_multiplier: float = Field(10.0, gt=0, description="[R] learning rate of new layers over the backbone's")
+    refine_learning_rate: float | None = Field(
+        None, gt=0, description="[R] none: one schedule over pre-training and all stages; else stages restart at this value"
+    )
+    augmentation: AugmentationSettings = Field(
+        AugmentationSettings(), description="[P] scale 0.5 to 2, flip 0.5, rotation 10 degrees, crop 512"
+    )
+    class_balance_power: float = Field(
+        0.0, ge=0, le=1, description="[R] class weights are (share of the class)^-power, mean 1; 0 is the paper's plain loss"
+    )
+    teacher_momentum: float = Field(0.9, ge=0, lt=1, description="[R] momentum of the moving average of segmenters")
+    teacher_interval: Literal["epoch", "update"] = Field("epoch", description="[P] 'of previous epochs'")
+    pretrained: str | None = Field(
+        None, description="folder with online.safetensors and teacher.safetensors; replaces pre-training"
+    )
+
+
+class EngineSettings(Settings):
+    """How the work is laid out over Ray actors, learners and devices."""
+
+    num_env_runners: int = Field(0, ge=0, description="remote actors; 0 runs everything in this process")
+    num_cpus_per_env_runner: float = Field(1.0, ge=0)
+    num_gpus_per_env_runner: float = Field(0.0, ge=0, description="a fraction shares one GPU between actors")
+    num_learners: int = Field(0, ge=0, le=1, description="0: the learner lives in this process; 1: a remote learner")
+    num_gpus_per_learner: float | Literal["auto"] = Field("auto", description="auto: 1 where this machine has a GPU, else 0")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
+    cache_mib: int = Field(2048, ge=0, description="a split smaller than this stays decoded on the device")
+    inference_batch_size: int = Field(8, ge=1, description="images per batch when no gradient is needed")
+    updates_per_iteration: int = Field(20, ge=1, description="learner updates in one training iteration")
+    checkpoint_interval: int = Field(10, ge=1, description="iterations between checkpoints; every phase end has one too")
+    checkpoints_kept: int = Field(2, ge=1)
+    write_rollouts: bool = Field(False, description="also write every rollout to rollouts/*.parquet")
+    torch_threads: int | None = Field(None, ge=1, description="threads of torch in every process; none leaves torch's own")
+
+
+class EvaluationSettings(Settings):
+    """How the segmenter is scored."""
+
+    scales: tuple[float, ...] = Field((1.0,), min_length=1, description="[P] multi-scale at test; the scales are [R]")
+    flip: bool = Field(False, description="[P] also the mirrored image at test")
+    every_stage: bool = Field(True, description="score after every stage, or only after the last one")
+
+
+class MethodSettings(Settings):
+    """Everything one trained variant needs; a method adds its own section."""
+
+    method: str
+    recipe: str = "unnamed"
+    variant: str = "default"
+    seed: int = Field(0, ge=0)
+    data: DataSettings
+    segmenter: SegmenterSettings = SegmenterSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    engine: EngineSettings = EngineSettings()
+
+    @model_validator(mode="after")
+    def _remote_learner_needs_actors(self) -> MethodSettings:
+        if self.engine.num_learners > 0 and self.engine.num_env_runners == 0:
+            raise ValueError(
+                "engine.num_learners is 1 but engine.num_env_runners is 0: a remote learner needs at least one remote actor"
+            )
+        return self

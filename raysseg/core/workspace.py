@@ -1,0 +1,69 @@
+"""What every process that touches pixels needs: the data on its device, the label versions, and the arithmetic it may use."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from raysseg.core.settings import MethodSettings
+from raysseg.data.batches import DeviceDataset
+from raysseg.data.label_store import LabelStore
+from raysseg.data.store import Store
+
+
+class Workspace:
+    """The dataset's splits on one device, with the label maps of every version.
+
+    Args:
+        settings: the variant's settings.
+        store_uri: where the Arrow store is.
+        labels_uri: where the label versions are.
+        device: where batches are needed.
+    """
+
+    def __init__(self, settings: MethodSettings, store_uri: str, labels_uri: str, device: torch.device) -> None:
+        self.settings = settings
+        self.device = device
+        self.store = Store.open(store_uri)
+        self.label_store = LabelStore(labels_uri)
+        self._splits: dict[str, DeviceDataset] = {}
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K, the background included."""
+        return self.store.info.num_classes
+
+    @property
+    def train(self) -> DeviceDataset:
+        """The training split."""
+        return self.split(self.settings.data.train_split)
+
+    def split(self, name: str) -> DeviceDataset:
+        """Returns a split on the device, opened at the first call."""
+        if name not in self._splits:
+            self._splits[name] = DeviceDataset(
+                self.store, name, self.device, self.settings.engine.cache_mib, self.label_store
+            )
+        return self._splits[name]
+
+    @property
+    def low_precision(self) -> torch.dtype | None:
+        """The dtype of autocast, or None where everything stays in fp32."""
+        precision = self.settings.engine.precision
+        if precision == "bf16" or (precision == "auto" and self.device.type == "cuda"):
+            return torch.bfloat16
+        return None
+
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Runs the networks in the low precision, where there is one."""
+        dtype = self.low_precision
+        with torch.autocast(self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            yield
+
+
+def choose_device(num_gpus: float) -> torch.device:
+    """Returns the GPU where one is asked for and visible, else the CPU."""
+    return torch.device("cuda" if num_gpus > 0 and torch.cuda.is_available() else "cpu")
