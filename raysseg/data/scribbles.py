@@ -111,10 +111,8 @@ def _regions(
 ) -> list[_Region]:
     """Splits the label map into connected components and shares `total` pixels among those that get a stroke."""
     regions: list[_Region] = []
-    for k in range(num_classes):
-        components, count = ndimage.label(label == k)
-        if count == 0:
-            continue
+    for k in np.unique(label[label < num_classes]).tolist():
+        components, _ = ndimage.label(label == k)
         areas = np.bincount(components.ravel())[1:]
         largest = int(areas.argmax()) + 1
         for index, window in enumerate(ndimage.find_objects(components), start=1):
