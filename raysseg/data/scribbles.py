@@ -159,8 +159,10 @@ def _draw_region(region: _Region, budget: float, width: int, random: np.random.G
             break
         odds = attraction * free
         start = int(random.choice(starts, p=odds / odds.sum()))
+        # A square brush covers its own area at the end of a stroke, and 1.2 widths per step at a mean slant.
         # No single stroke goes on for ever; a big region gets several.
-        length = max(1.0, min(left / width, random.uniform(1.5, 3.0) * math.sqrt(region.area)))
+        length = (left - width * (width - 1)) / (1.2 * width)
+        length = max(1.0, min(length, random.uniform(1.5, 3.0) * math.sqrt(region.area)))
         path = _walk(state, pitch, start, length, wobble, random)
         for y, x in path:
             drawn[y - low : y + high, x - low : x + high] = True
