@@ -29,7 +29,9 @@ def shipped_recipes() -> dict[str, str]:
     found = {}
     for path in sorted(folder.iterdir(), key=lambda entry: entry.name):
         if path.name.endswith(".yaml"):
-            found[path.name.removesuffix(".yaml")] = str(yaml.safe_load(path.read_text()).get("description", "")).strip()
+            found[path.name.removesuffix(".yaml")] = str(
+                yaml.safe_load(path.read_text()).get("description", "")
+            ).strip()
     return found
 
 
@@ -174,7 +176,9 @@ def train_recipe(
     config_path = run_dir / "config.yaml"
     if config_path.exists():
         if not resume:
-            raise InputError(f"The run directory {run_dir} is not empty; add --resume to continue it, or choose another --run-dir.")
+            raise InputError(
+                f"The run directory {run_dir} is not empty; add --resume to continue it, or choose another --run-dir."
+            )
         if config_path.read_text() != recipe.dump():
             raise InputError(
                 f"The run directory {run_dir} was made with another configuration; resume it with the same recipe and --set options."
@@ -193,7 +197,15 @@ def train_recipe(
             settings = recipe.settings(variant, seed, pretrained=shared)
             folder = run_dir / "variants" / variant / f"seed-{seed}"
             summaries.append(
-                _train(recipe.method, settings, folder, store, f"{variant} · seed {seed}", resume=resume, listener_for=listener_for)
+                _train(
+                    recipe.method,
+                    settings,
+                    folder,
+                    store,
+                    f"{variant} · seed {seed}",
+                    resume=resume,
+                    listener_for=listener_for,
+                )
             )
     return summaries
 
@@ -209,7 +221,9 @@ def _pretrain(
     if settings.training.pretrain_epochs == 0:
         return None
     folder = run_dir / "pretrain" / f"seed-{seed}"
-    _train(recipe.method, settings, folder, store, f"pre-training · seed {seed}", resume=resume, listener_for=listener_for)
+    _train(
+        recipe.method, settings, folder, store, f"pre-training · seed {seed}", resume=resume, listener_for=listener_for
+    )
     return folder / SEGMENTER
 
 

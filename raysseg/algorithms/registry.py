@@ -21,9 +21,7 @@ class Method:
 
 
 METHODS = {
-    "eil": Method(
-        settings=EILSettings, config=EILConfig, section="eil", pretraining={"policy": "none", "stages": 0}
-    ),
+    "eil": Method(settings=EILSettings, config=EILConfig, section="eil", pretraining={"policy": "none", "stages": 0}),
 }
 
 

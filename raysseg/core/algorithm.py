@@ -187,7 +187,9 @@ class SegmentationAlgorithm(Algorithm):
         """The label version that the segmenter is trained on."""
         return self.label_version
 
-    def _train_segmenter(self, position: Position, epochs: int, *, first_epoch: int) -> tuple[dict[str, Any], int, bool]:
+    def _train_segmenter(
+        self, position: Position, epochs: int, *, first_epoch: int
+    ) -> tuple[dict[str, Any], int, bool]:
         """Does the next `updates_per_iteration` segmenter updates; a step is one update. The schedule spans the run, or all stages."""
         training, start = self.settings.training, time.perf_counter()
         count = len(self.train_keys)

@@ -58,7 +58,9 @@ def verify(checkpoint: Path) -> None:
     for name, (size, checksum) in manifest.items():
         path = checkpoint / name
         if not path.is_file():
-            raise InputError(f"The checkpoint {checkpoint} is damaged: {name} is missing; remove it to resume from the one before.")
+            raise InputError(
+                f"The checkpoint {checkpoint} is damaged: {name} is missing; remove it to resume from the one before."
+            )
         if path.stat().st_size != size:
             raise InputError(
                 f"The checkpoint {checkpoint} is damaged: {name} has {path.stat().st_size} bytes instead of {size}; "

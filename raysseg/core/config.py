@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium
+import numpy as np
 import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
@@ -13,6 +15,12 @@ from raysseg.core.modules import SEGMENTER, SegmenterModule
 from raysseg.core.settings import MethodSettings
 from raysseg.data import Store, open_dataset
 from raysseg.errors import InputError
+
+
+def any_space() -> dict[str, gymnasium.Space[Any]]:
+    """Returns spaces for a module that is built from its `model_config` alone; RLlib insists on some."""
+    box = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    return {"observation_space": box, "action_space": box}
 
 
 class SegmentationConfig(AlgorithmConfig):
@@ -82,6 +90,7 @@ class SegmentationConfig(AlgorithmConfig):
         assert self.settings is not None
         return RLModuleSpec(
             module_class=SegmenterModule,
+            **any_space(),
             model_config={
                 "segmenter": self.settings.segmenter.model_dump(),
                 "num_classes": Store.open(self.store_uri).info.num_classes,

@@ -73,7 +73,9 @@ class SegmentationVectorEnv(VectorEnv, abc.ABC):
         rows = torch.as_tensor(rows, dtype=torch.int64).to(self.device)
         seeds = torch.as_tensor(seeds, dtype=torch.int64).to(self.device)
         if rows.shape != (self.num_envs,) or seeds.shape != (self.num_envs,):
-            raise ValueError(f"reset needs {self.num_envs} rows and seeds, got {tuple(rows.shape)} and {tuple(seeds.shape)}.")
+            raise ValueError(
+                f"reset needs {self.num_envs} rows and seeds, got {tuple(rows.shape)} and {tuple(seeds.shape)}."
+            )
         self._finished = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
         return self.observe(rows, seeds), {}
 
@@ -103,7 +105,9 @@ class SingleImageEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.action_space = vector_env.single_action_space
         self.metadata = {"render_modes": []}
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """Starts an episode on one image; the generator of gymnasium draws which."""
         super().reset(seed=seed)
         if not (options and "rows" in options):

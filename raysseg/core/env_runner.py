@@ -86,13 +86,20 @@ class SegmentationEnvRunner(EnvRunner, Checkpointable):
         """
         data = self.workspace.split(split)
         settings = self.settings.evaluation
-        total = torch.zeros(self.workspace.num_classes, self.workspace.num_classes, dtype=torch.int64, device=self.device)
+        total = torch.zeros(
+            self.workspace.num_classes, self.workspace.num_classes, dtype=torch.int64, device=self.device
+        )
         network = self.segmenter.online.eval()
         for part in np.array_split(rows, max(1, -(-len(rows) // self.settings.engine.inference_batch_size))):
             index = torch.as_tensor(part, device=self.device)
             images, sizes = data.images(index)
             probabilities = predict_probabilities(
-                network, images, sizes, scales=settings.scales, flip=settings.flip, autocast_dtype=self.workspace.low_precision
+                network,
+                images,
+                sizes,
+                scales=settings.scales,
+                flip=settings.flip,
+                autocast_dtype=self.workspace.low_precision,
             )
             total += confusion_matrix(
                 probabilities.argmax(1).to(torch.uint8), data.labels(index, -1), self.workspace.num_classes

@@ -56,6 +56,10 @@ class SegmentationLearner(TorchLearner):
             lr_or_lr_schedule=training.optimiser.learning_rate,
         )
 
+    def compute_loss_for_module(self, *, module_id: str, **kwargs: Any) -> torch.Tensor:
+        """Refuses RLlib's own update: losses here belong to work orders, which say what to rebuild."""
+        raise TypeError(f"The module '{module_id}' is trained by update(training_data=LearnerWork(…)), not from RLlib's batches.")
+
     def _segmenter_module(self) -> SegmenterModule:
         return self.module[SEGMENTER].unwrapped()
 
@@ -148,9 +152,8 @@ class SegmentationLearner(TorchLearner):
         data, augmentation = self.workspace.train, self.settings.training.augmentation
         index = torch.as_tensor(rows, dtype=torch.int64, device=self._device)
         images, sizes = data.images(index)
-        canvas = (int(images.shape[-2]), int(images.shape[-1]))
         geometry = draw_geometry(
-            sizes, torch.as_tensor(seeds, device=self._device), augmentation, output_size=augmentation.crop or canvas
+            sizes, torch.as_tensor(seeds, device=self._device), augmentation, output_size=augmentation.crop or data.canvas
         )
         labels = warp_labels(data.labels(index, version), sizes, geometry)
         module.online.train(len(rows) > 1)

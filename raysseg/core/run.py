@@ -19,7 +19,6 @@ import numpy as np
 import ray
 import torch
 import yaml
-from ray.tune.logger import NoopLogger
 from torch.utils.tensorboard import SummaryWriter
 
 from raysseg.core import checkpoint
@@ -36,7 +35,17 @@ from raysseg.functional.constants import UNLABELLED
 from raysseg.segmenters import upsample_logits
 from raysseg.visualization import EvolutionRow, evolution_sheet
 
-PACKAGES = ("raysseg", "ray", "torch", "torchvision", "segmentation-models-pytorch", "timm", "pyarrow", "gymnasium", "numpy")
+PACKAGES = (
+    "raysseg",
+    "ray",
+    "torch",
+    "torchvision",
+    "segmentation-models-pytorch",
+    "timm",
+    "pyarrow",
+    "gymnasium",
+    "numpy",
+)
 EVOLUTION_SAMPLES = 3
 
 
@@ -139,7 +148,9 @@ def run_variant(
         summary: dict[str, Any] = json.loads(summary_path.read_text())
         return summary
     if (folder / "metrics.jsonl").exists() and not resume:
-        raise InputError(f"The folder {folder} holds a run already; add --resume to continue it, or choose another --run-dir.")
+        raise InputError(
+            f"The folder {folder} holds a run already; add --resume to continue it, or choose another --run-dir."
+        )
     found = checkpoint.newest(folder / "checkpoints") if resume else None
     if found is not None:
         checkpoint.verify(found)
@@ -147,7 +158,6 @@ def run_variant(
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "config.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
     start_ray()
-    config.debugging(logger_config={"type": NoopLogger, "logdir": str(folder)})
     algorithm: SegmentationAlgorithm = config.build_algo()
     try:
         if found is not None:

@@ -33,13 +33,18 @@ class TrainingSettings(Settings):
     optimiser: OptimiserSettings = Field(OptimiserSettings(), description="[P] SGD 1e-4, momentum 0.9, poly")
     head_multiplier: float = Field(10.0, gt=0, description="[R] learning rate of new layers over the backbone's")
     refine_learning_rate: float | None = Field(
-        None, gt=0, description="[R] none: one schedule over pre-training and all stages; else stages restart at this value"
+        None,
+        gt=0,
+        description="[R] none: one schedule over pre-training and all stages; else stages restart at this value",
     )
     augmentation: AugmentationSettings = Field(
         AugmentationSettings(), description="[P] scale 0.5 to 2, flip 0.5, rotation 10 degrees, crop 512"
     )
     class_balance_power: float = Field(
-        0.0, ge=0, le=1, description="[R] class weights are (share of the class)^-power, mean 1; 0 is the paper's plain loss"
+        0.0,
+        ge=0,
+        le=1,
+        description="[R] class weights are (share of the class)^-power, mean 1; 0 is the paper's plain loss",
     )
     teacher_momentum: float = Field(0.9, ge=0, lt=1, description="[R] momentum of the moving average of segmenters")
     teacher_interval: Literal["epoch", "update"] = Field("epoch", description="[P] 'of previous epochs'")
@@ -55,15 +60,21 @@ class EngineSettings(Settings):
     num_cpus_per_env_runner: float = Field(1.0, ge=0)
     num_gpus_per_env_runner: float = Field(0.0, ge=0, description="a fraction shares one GPU between actors")
     num_learners: int = Field(0, ge=0, le=1, description="0: the learner lives in this process; 1: a remote learner")
-    num_gpus_per_learner: float | Literal["auto"] = Field("auto", description="auto: 1 where this machine has a GPU, else 0")
+    num_gpus_per_learner: float | Literal["auto"] = Field(
+        "auto", description="auto: 1 where this machine has a GPU, else 0"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
     cache_mib: int = Field(2048, ge=0, description="a split smaller than this stays decoded on the device")
     inference_batch_size: int = Field(8, ge=1, description="images per batch when no gradient is needed")
     updates_per_iteration: int = Field(20, ge=1, description="learner updates in one training iteration")
-    checkpoint_interval: int = Field(10, ge=1, description="iterations between checkpoints; every phase end has one too")
+    checkpoint_interval: int = Field(
+        10, ge=1, description="iterations between checkpoints; every phase end has one too"
+    )
     checkpoints_kept: int = Field(2, ge=1)
     write_rollouts: bool = Field(False, description="also write every rollout to rollouts/*.parquet")
-    torch_threads: int | None = Field(None, ge=1, description="threads of torch in every process; none leaves torch's own")
+    torch_threads: int | None = Field(
+        None, ge=1, description="threads of torch in every process; none leaves torch's own"
+    )
 
 
 class EvaluationSettings(Settings):

@@ -89,8 +89,10 @@ class EIL(SegmentationAlgorithm):
     def updates_per_stage(self) -> int:
         """Updates of the operators in one stage."""
         exploration = self.settings.eil.exploration
-        return exploration.updates_per_stage if exploration.updates_per_stage is not None else -(
-            -len(self.train_keys) // exploration.batch_size
+        return (
+            exploration.updates_per_stage
+            if exploration.updates_per_stage is not None
+            else -(-len(self.train_keys) // exploration.batch_size)
         )
 
     def iterations_left(self) -> int:
@@ -135,9 +137,7 @@ class EIL(SegmentationAlgorithm):
                 self.replay.add(batch)
             fresh.extend(batches)
             drawn = self.replay.sample(exploration.batch_size, generator(self.settings.seed, "replay", update))
-            numbers.append(
-                self.learn("operators", drawn, update=update, total_updates=total, seed=self.settings.seed)
-            )
+            numbers.append(self.learn("operators", drawn, update=update, total_updates=total, seed=self.settings.seed))
             self.policy_version += 1
             self.sync_weights(OPERATORS)
         if self.settings.engine.write_rollouts and fresh:
@@ -158,11 +158,15 @@ class EIL(SegmentationAlgorithm):
         first = update * size * self.num_actors
         positions = np.arange(first, first + size * self.num_actors)
         rows = np.array(
-            [draw_order(self.settings.seed, "explore", epoch, count=count)[at] for epoch, at in zip(*divmod(positions, count), strict=True)]
+            [
+                draw_order(self.settings.seed, "explore", epoch, count=count)[at]
+                for epoch, at in zip(*divmod(positions, count), strict=True)
+            ]
         )
         seeds = draw_seeds(self.settings.seed, "explore-items", update, count=len(rows))
         return [
-            rollout.order(rows[start : start + size], seeds[start : start + size]) for start in range(0, len(rows), size)
+            rollout.order(rows[start : start + size], seeds[start : start + size])
+            for start in range(0, len(rows), size)
         ]
 
     def _rollout_numbers(self, batches: list[pa.RecordBatch]) -> dict[str, Any]:

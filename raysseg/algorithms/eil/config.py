@@ -8,27 +8,30 @@ from pydantic import Field, model_validator
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from raysseg.configuration import Settings
-from raysseg.core.config import SegmentationConfig
+from raysseg.core.config import SegmentationConfig, any_space
 from raysseg.core.settings import MethodSettings, OptimiserSettings
 
-Policy = Literal[
-    "none", "random", "fixed", "quantile", "moving_quantile", "searcher", "greedy", "oracle", "full"
-]
+Policy = Literal["none", "random", "fixed", "quantile", "moving_quantile", "searcher", "greedy", "oracle", "full"]
 LEARNED_GATES = ("positive",)
 
 
 class OperatorSettings(Settings):
     """The searcher and the assessor: two residual networks over the state's planes (Eq. 3, 7)."""
 
-    backbone: Literal["resnet18", "resnet34"] = Field("resnet34", description="[P] ResNet34 for both; ResNet18 in Fig. 4a")
+    backbone: Literal["resnet18", "resnet34"] = Field(
+        "resnet34", description="[P] ResNet34 for both; ResNet18 in Fig. 4a"
+    )
     weights: str = Field(
-        "imagenet", description="[P] ImageNet; 'none', or a file of the same backbone (first convolution and classifier unused)"
+        "imagenet",
+        description="[P] ImageNet; 'none', or a file of the same backbone (first convolution and classifier unused)",
     )
     fusion: Literal["hidden", "linear", "planes"] = Field(
         "hidden", description="[R] where the action enters the assessor; 'linear' is a negative control"
     )
     hidden_units: int = Field(256, ge=1, description="[R] units of the assessor's hidden layer")
-    searcher_bias: float = Field(0.0, description="[R] initial bias of the thresholds before the sigmoid; 0 starts at 0.5")
+    searcher_bias: float = Field(
+        0.0, description="[R] initial bias of the thresholds before the sigmoid; 0 starts at 0.5"
+    )
 
 
 class ExplorationSettings(Settings):
@@ -39,7 +42,9 @@ class ExplorationSettings(Settings):
     )
     batch_size: int = Field(8, ge=1, description="[R] transitions per update")
     rollout_batch_size: int = Field(8, ge=1, description="[R] episodes per actor and update")
-    noise_std: float = Field(0.1, ge=0, description="[R] Gaussian noise on each threshold, decayed with the learning rate")
+    noise_std: float = Field(
+        0.1, ge=0, description="[R] Gaussian noise on each threshold, decayed with the learning rate"
+    )
     uniform_share: float = Field(
         0.0, ge=0, le=1, description="[R] share of actions replaced by uniform ones; 0.5 makes the assessor right"
     )
@@ -48,10 +53,12 @@ class ExplorationSettings(Settings):
     episode_steps: int = Field(1, ge=1, description="[R] label inferences per episode; one-step bootstrapping needs 1")
     augment: bool = Field(True, description="[R] flip and crop without rescaling, so that the window stays in pixels")
     searcher_optimiser: OptimiserSettings = Field(
-        OptimiserSettings(learning_rate=1e-3, weight_decay=0.02, schedule="cosine"), description="[P] SGD 1e-3, 0.9, 0.02, cos"
+        OptimiserSettings(learning_rate=1e-3, weight_decay=0.02, schedule="cosine"),
+        description="[P] SGD 1e-3, 0.9, 0.02, cos",
     )
     assessor_optimiser: OptimiserSettings = Field(
-        OptimiserSettings(learning_rate=1e-3, weight_decay=0.02, schedule="cosine"), description="[P] SGD 1e-3, 0.9, 0.02, cos"
+        OptimiserSettings(learning_rate=1e-3, weight_decay=0.02, schedule="cosine"),
+        description="[P] SGD 1e-3, 0.9, 0.02, cos",
     )
 
 
@@ -60,7 +67,9 @@ class EILOptions(Settings):
 
     stages: int = Field(5, ge=0, description="[P] 5 stages: cumulative radius 21, 41, 61, 81, 101")
     policy: Policy = Field("searcher", description="who decides the thresholds; all but searcher are yardsticks")
-    gate: Literal["none", "positive"] = Field("positive", description="[P] Eq. 13: adopt where the assessor's value is above 0")
+    gate: Literal["none", "positive"] = Field(
+        "positive", description="[P] Eq. 13: adopt where the assessor's value is above 0"
+    )
     reward: Literal["paper"] = Field("paper", description="[P] Eq. 8-12")
     action: Literal["shared", "object_ground", "per_class", "mask"] = Field(
         "object_ground", description="[P] Table 4: action output dimension 1, 2 (best), C, binary mask"
@@ -69,29 +78,43 @@ class EILOptions(Settings):
         "class", description="[R] object and ground thresholds, or override and grow thresholds"
     )
     window: int | Literal["image"] | tuple[int | Literal["image"], ...] = Field(
-        21, description="[P] side of the square window in pixels, one for all stages or one per stage; 'image': no window"
+        21,
+        description="[P] side of the square window in pixels, one for all stages or one per stage; 'image': no window",
     )
     window_class_wise: bool = Field(True, description="[R] a class spreads from its own labels only")
     window_shape: Literal["square", "disc"] = Field("square", description="[R]")
-    window_anchor: Literal["current", "scribbles"] = Field("current", description="[R] from which map the window is measured")
+    window_anchor: Literal["current", "scribbles"] = Field(
+        "current", description="[R] from which map the window is measured"
+    )
     otherwise: Literal["keep", "reinfer"] = Field("keep", description="[R] a pixel that is not adopted keeps its label")
     gamma: float = Field(0.9, ge=0, le=1, description="[P] Eq. 4")
     delta: float = Field(10.0, gt=0, description="[P] Eq. 9")
-    distance: Literal["cosine", "l1", "l2", "inner"] = Field("cosine", description="[P] 1 − cos; Fig. 4b has the others")
+    distance: Literal["cosine", "l1", "l2", "inner"] = Field(
+        "cosine", description="[P] 1 − cos; Fig. 4b has the others"
+    )
     terminal_bootstrap: bool = Field(False, description="[R] bootstrap beyond the last stage too")
-    virtual_steps: int = Field(1, ge=0, description="[R] segmenter steps on fast weights before the next state; 0: frozen")
-    virtual_scope: Literal["head", "decoder", "all"] = Field("decoder", description="[R] which weights the virtual step moves")
+    virtual_steps: int = Field(
+        1, ge=0, description="[R] segmenter steps on fast weights before the next state; 0: frozen"
+    )
+    virtual_scope: Literal["head", "decoder", "all"] = Field(
+        "decoder", description="[R] which weights the virtual step moves"
+    )
     virtual_learning_rate: float | None = Field(
         None, gt=0, description="[R] none: the segmenter's learning rate times its head multiplier"
     )
     virtual_clip_norm: float | None = Field(1.0, gt=0, description="[R] a large virtual step diverges")
-    thresholds: float | tuple[float, ...] = Field(0.9, description="[R] of the fixed policy (fP): one, or one per action value")
+    thresholds: float | tuple[float, ...] = Field(
+        0.9, description="[R] of the fixed policy (fP): one, or one per action value"
+    )
     quantile: float = Field(0.9, gt=0, lt=1, description="[P] p of qP and mqP, best at 0.9")
     quantile_reading: Literal["top", "bottom"] = Field(
-        "top", description="[R] the threshold is the p-quantile ('top': adopts 1 − p) or the (1 − p)-quantile ('bottom': adopts p)"
+        "top",
+        description="[R] the threshold is the p-quantile ('top': adopts 1 − p) or the (1 − p)-quantile ('bottom': adopts p)",
     )
     quantile_momentum: float = Field(0.9, ge=0, lt=1, description="[R] of mqP, over stages")
-    greedy_candidates: int = Field(32, ge=1, description="[R] threshold pairs that the greedy maximiser of the reward tries")
+    greedy_candidates: int = Field(
+        32, ge=1, description="[R] threshold pairs that the greedy maximiser of the reward tries"
+    )
     operators: OperatorSettings = OperatorSettings()
     exploration: ExplorationSettings = ExplorationSettings()
 
@@ -190,6 +213,7 @@ class EILConfig(SegmentationConfig):
         return {
             OPERATORS: RLModuleSpec(
                 module_class=OperatorsModule,
+                **any_space(),
                 model_config={
                     "eil": self.settings.eil.model_dump(),
                     "num_classes": num_classes,

@@ -94,7 +94,10 @@ class EILVectorEnv(SegmentationVectorEnv):
         last = stage >= options.stages and not options.terminal_bootstrap
         terminated = torch.full((self.num_envs,), last, dtype=torch.bool, device=self.device)
         truncated = torch.full(
-            (self.num_envs,), self._step >= options.exploration.episode_steps and not last, dtype=torch.bool, device=self.device
+            (self.num_envs,),
+            self._step >= options.exploration.episode_steps and not last,
+            dtype=torch.bool,
+            device=self.device,
         )
         info = {
             "reward_relabelling": reward.relabelling,

@@ -100,7 +100,10 @@ class EILEnvRunner(SegmentationEnvRunner):
                         "action": pack_actions(actions, self.settings.eil.action),
                         "next_labels": _encode(env.state.labels),
                         "reward": reward.cpu().numpy(),
-                        "reward_parts": torch.stack([info["reward_relabelling"], info["reward_features"]], 1).cpu().numpy().tolist(),
+                        "reward_parts": torch.stack([info["reward_relabelling"], info["reward_features"]], 1)
+                        .cpu()
+                        .numpy()
+                        .tolist(),
                         "value": values.cpu().numpy(),
                         "terminated": terminated.cpu().numpy(),
                         "label_version": np.full(len(rows), context["label_version"]),
@@ -250,7 +253,9 @@ class EILEnvRunner(SegmentationEnvRunner):
         """Counts the teacher's confidences per predicted class, int64 `[K, bins]`, for the quantile policies."""
         state = self.workspace_state(torch.as_tensor(rows, device=self.device), 0)
         valid = state.labels != PADDING
-        return confidence_histogram(state.classes, state.confidence, valid, self.workspace.num_classes, bins).cpu().numpy()
+        return (
+            confidence_histogram(state.classes, state.confidence, valid, self.workspace.num_classes, bins).cpu().numpy()
+        )
 
     @torch.inference_mode()
     def count_labels(self, *, rows: np.ndarray, version: int) -> tuple[int, int]:

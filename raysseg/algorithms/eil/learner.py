@@ -131,7 +131,12 @@ class EILLearner(SegmentationLearner):
             return module.target_assessor.eval()(planes, actions).float()
 
     def _step_assessor(
-        self, module: OperatorsModule, planes: torch.Tensor, actions: torch.Tensor, target: torch.Tensor, progress: float
+        self,
+        module: OperatorsModule,
+        planes: torch.Tensor,
+        actions: torch.Tensor,
+        target: torch.Tensor,
+        progress: float,
     ) -> torch.Tensor:
         """Eq. 5: one step on (q̄ − q)²; returns the loss."""
         settings = self.settings.eil.exploration.assessor_optimiser

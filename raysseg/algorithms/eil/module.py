@@ -80,7 +80,9 @@ def _load_backbone(network: nn.Module, settings: OperatorSettings) -> None:
     wanted = {name for name in own if not name.startswith(("conv1.", "fc."))}
     absent = {name.split(".")[0] for name in wanted - set(usable) if not name.endswith("num_batches_tracked")}
     if absent - {"layer4"}:
-        raise InputError(f"The weights file {settings.weights} lacks {', '.join(sorted(absent))} of {settings.backbone}.")
+        raise InputError(
+            f"The weights file {settings.weights} lacks {', '.join(sorted(absent))} of {settings.backbone}."
+        )
     network.load_state_dict(usable, strict=False)
 
 
@@ -102,7 +104,9 @@ class Searcher(nn.Module):
         if self.skip is None:
             return self.last(self.backbone(planes).mean((2, 3))).sigmoid()
         middle = self.backbone[:6](planes)
-        score = F.interpolate(self.last(self.backbone[6:](middle)), size=middle.shape[-2:], mode="bilinear") + self.skip(middle)
+        score = F.interpolate(
+            self.last(self.backbone[6:](middle)), size=middle.shape[-2:], mode="bilinear"
+        ) + self.skip(middle)
         return F.interpolate(score, size=planes.shape[-2:], mode="bilinear").flatten(1).sigmoid()
 
 
@@ -130,7 +134,11 @@ class Assessor(nn.Module):
         """Returns the value q."""
         if self.fusion == "planes":
             height, width = planes.shape[-2:]
-            tiled = action.view(-1, 1, height, width) if self.is_mask else action[:, :, None, None].expand(-1, -1, height, width)
+            tiled = (
+                action.view(-1, 1, height, width)
+                if self.is_mask
+                else action[:, :, None, None].expand(-1, -1, height, width)
+            )
             return self.head(self.backbone(torch.cat([planes, tiled.to(planes.dtype)], 1)).mean((2, 3))).squeeze(1)
         pooled = self.backbone(planes).mean((2, 3))
         return self.head(torch.cat([pooled, action.to(pooled.dtype)], 1)).squeeze(1)

@@ -95,10 +95,7 @@ class StateBuilder:
         if seeds is None:
             pixels = images.float()
         else:
-            canvas = (int(images.shape[-2]), int(images.shape[-1]))
-            geometry = draw_geometry(
-                sizes, seeds, self._exploration, output_size=self._exploration.crop or canvas
-            )
+            geometry = draw_geometry(sizes, seeds, self._exploration, output_size=self._exploration.crop or data.canvas)
             pixels = warp_images(images, sizes, geometry)
             same = stored is scribbles
             scribbles = warp_labels(scribbles, sizes, geometry)
