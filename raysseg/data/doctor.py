@@ -208,10 +208,19 @@ def _about_scribbles(report: _SplitReport, store: Store) -> list[Finding]:
     if report.missed_classes:
         message = f"{report.name}: {_count(report.missed_classes, 'scribble')} without a class that is in the label"
         findings.append(Finding(level="info", message=message, keys=tuple(report.missed_classes)))
-    missing = [name for name, count in zip(store.info.class_names, report.scribble_pixels, strict=True) if count == 0]
-    if missing:
-        message = f"{report.name}: no scribble holds the class {_listed(missing)}, which cannot be learned"
+    names = store.info.class_names
+    undrawn = [k for k, count in enumerate(report.scribble_pixels) if count == 0]
+    # A class that the labels do not hold either is an odd class list, not a defect of the scribbles.
+    forgotten = [names[k] for k in undrawn if report.label_pixels[k] > 0]
+    if forgotten:
+        message = (
+            f"{report.name}: no scribble holds the class {_listed(forgotten)}, though labels do; it is never learned"
+        )
         findings.append(Finding(level="error", message=message))
+    unknown = [names[k] for k in undrawn if report.label_pixels[k] == 0]
+    if unknown:
+        message = f"{report.name}: no scribble holds the class {_listed(unknown)}"
+        findings.append(Finding(level="warning", message=message))
     share = 100 * int(report.scribble_pixels.sum()) / report.pixels_with_scribble
     message = f"{report.name}: scribbles cover {share:.2f} % of the pixels"
     if report.compared:

@@ -43,7 +43,7 @@ def _without_class(samples: list[Sample], k: int) -> list[Sample]:
     return result
 
 
-void = np.full((96, 96), 255, np.uint8)
+void: np.ndarray = np.full((96, 96), 255, np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -57,12 +57,20 @@ void = np.full((96, 96), 255, np.uint8)
         ("error", "in both train and val", ("train-00004", "val-00000"), lambda s: _changed(s, 16, image=s[4].image)),
         ("warning", "twice in the same split", ("train-00004", "train-00005"), lambda s: _changed(s, 5, image=s[4].image)),
         ("warning", "of one single value", ("train-00006",), lambda s: _changed(s, 6, image=np.zeros_like(s[6].image))),
-        ("error", "no scribble holds the class ring, which cannot be learned", (), lambda s: _without_class(s, 3)),
+        ("error", "no scribble holds the class ring, though labels do", (), lambda s: _without_class(s, 3)),
         (
             "warning",
             "no label holds the class stripe",
             (),
             lambda s: [dataclasses.replace(x, label=np.where(x.label == 4, 0, x.label).astype(np.uint8)) for x in s],
+        ),
+        (
+            "warning",
+            "no scribble holds the class stripe",
+            (),
+            lambda s: _without_class(
+                [dataclasses.replace(x, label=np.where(x.label == 4, 0, x.label).astype(np.uint8)) for x in s], 4
+            ),
         ),
         (
             "warning",

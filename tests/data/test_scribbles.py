@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from raysseg.data.readers import CamvidReader
 from raysseg.data.scribbles import ScribbleSettings, generate_scribbles, scribble_seed
 from raysseg.errors import InputError
 
@@ -15,7 +18,7 @@ from raysseg.errors import InputError
 def scene(size: int = 160) -> np.ndarray:
     """Ground, a large disc, a small disc and a void band."""
     y, x = np.indices((size, size))
-    label = np.zeros((size, size), np.uint8)
+    label: np.ndarray = np.zeros((size, size), np.uint8)
     label[np.hypot(y - 0.4 * size, x - 0.35 * size) < 0.25 * size] = 1
     label[np.hypot(y - 0.8 * size, x - 0.8 * size) < 0.1 * size] = 2
     label[:4] = 255
@@ -49,7 +52,7 @@ def test_width_and_share_take_effect() -> None:
 
 
 def test_large_components_get_more_and_small_ones_sometimes_none() -> None:
-    label = np.zeros((120, 120), np.uint8)
+    label: np.ndarray = np.zeros((120, 120), np.uint8)
     label[10:60, 10:60] = 1
     label[90:94, 90:94] = 1
     label[100:104, 20:24] = 1
@@ -99,9 +102,7 @@ def test_wrong_labels_are_refused(label: np.ndarray, message: str) -> None:
         generate_scribbles(label, 0, num_classes=3)
 
 
-def test_real_street_scenes(shared_data) -> None:  # noqa: ANN001
-    from raysseg.data.readers import CamvidReader
-
+def test_real_street_scenes(shared_data: Path) -> None:
     reader = CamvidReader(shared_data / "camvid")
     for files in reader.files("train")[::60]:
         label = reader.read(files).label

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pydantic import Field
 from scipy import io as scipy_io
+from scipy.io.matlab import MatReadError
 
 from raysseg.configuration import Settings
 from raysseg.data.readers.images import SampleFiles, classes_of, make_sample, read_index_map
@@ -71,7 +72,7 @@ class VocReader:
 
     def __init__(self, root: Path, settings: VocSettings) -> None:
         if not (root / "JPEGImages").is_dir():
-            inner = next((path.parent for path in root.glob("**/JPEGImages")), None) if root.is_dir() else None
+            inner = next((p.parent for depth in ("*", "*/*") for p in root.glob(f"{depth}/JPEGImages")), None)
             hint = f"; did you mean '{inner}'?" if inner else ""
             raise InputError(f"'{root}' is not a VOC2012 folder: it has no folder 'JPEGImages'{hint}")
         self._root = root
@@ -166,12 +167,12 @@ def read_sbd(path: Path) -> np.ndarray:
     Raises:
         InputError: where the file is missing, is no MATLAB file, or holds no such map.
     """
+    if not path.is_file():
+        raise InputError(f"The label '{path}' does not exist.")
     try:
         content = scipy_io.loadmat(path)
         values = np.asarray(content["GTcls"]["Segmentation"][0, 0])
-    except FileNotFoundError:
-        raise InputError(f"The label '{path}' does not exist.") from None
-    except (OSError, ValueError, TypeError, KeyError, IndexError, NotImplementedError) as error:
+    except (OSError, ValueError, TypeError, LookupError, NotImplementedError, MatReadError) as error:
         raise InputError(f"The label '{path}' is not a MATLAB file with GTcls.Segmentation: {error!r}") from None
     if values.ndim != 2 or values.dtype != np.uint8:
         raise InputError(
