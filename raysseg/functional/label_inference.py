@@ -90,7 +90,7 @@ def _class_bits(labels: Tensor, num_classes: int, out: Tensor) -> Tensor:
 
 
 def _slide(words: Tensor, dim: int, window: int, out: Tensor | None = None) -> Tensor:
-    """ORs each run of `window` neighbours along `dim`, whose length falls by window − 1; the last pass goes to `out`."""
+    """ORs each run of `window` neighbours along `dim`, which shortens by window − 1; the last pass goes to `out`."""
     span = 1
     while span < window:
         step = min(span, window - span)
