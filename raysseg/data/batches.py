@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raysseg.data.augmentation import IMAGENET_MEAN
 from raysseg.data.label_store import LabelStore
 from raysseg.data.store import Store, nearest_key
 from raysseg.errors import InputError
@@ -23,6 +24,7 @@ GROUND_TRUTH = -1
 
 _DECODING_THREADS = 4
 _PIECE = 64
+_MEAN_COLOUR = torch.tensor([round(255 * mean) for mean in IMAGENET_MEAN], dtype=torch.uint8).view(1, 3, 1, 1)
 _MIB = 1 << 20
 
 
@@ -83,6 +85,11 @@ class DeviceDataset:
         return len(self.keys)
 
     @property
+    def canvas(self) -> tuple[int, int]:
+        """(H, W) in pixels of the smallest canvas that holds every image of the split."""
+        return self._largest
+
+    @property
     def is_cached(self) -> bool:
         """Whether the images are held on the device."""
         return self._images is not None
@@ -108,8 +115,8 @@ class DeviceDataset:
         Args:
             rows: int64 [B] (best on the CPU: the size of the canvas is looked up there).
         Returns:
-            images uint8 [B, 3, H, W], each at the top left of a canvas as large as the largest of them (0 beside it),
-            and sizes int64 [B, 2], (H, W) of each; both on the device.
+            images uint8 [B, 3, H, W], each at the top left of a canvas as large as the largest of them (ImageNet's
+            mean beside it), and sizes int64 [B, 2], (H, W) of each; both on the device.
         Raises:
             InputError: for a row number that the split does not have.
         """
@@ -227,7 +234,7 @@ class DeviceDataset:
         return whole
 
     def _read_images(self, numbers: Sequence[int], canvas_size: tuple[int, int]) -> Tensor:
-        canvas = torch.zeros((len(numbers), 3, *canvas_size), dtype=torch.uint8)
+        canvas = _MEAN_COLOUR.expand(len(numbers), 3, *canvas_size).contiguous()
         target = canvas.numpy()
 
         def read(place: int) -> None:
