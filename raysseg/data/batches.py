@@ -94,11 +94,6 @@ class DeviceDataset:
         """Whether the images are held on the device."""
         return self._images is not None
 
-    @property
-    def canvas(self) -> tuple[int, int]:
-        """Largest height and width of the split in pixels."""
-        return self._largest
-
     def rows(self, keys: Sequence[str]) -> Tensor:
         """Row numbers int64 [B] (on the CPU) of keys. Raises InputError for a key that the split does not have."""
         numbers = []
