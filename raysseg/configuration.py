@@ -1,4 +1,4 @@
-"""Strict, typed settings: every wrong key, type or value becomes one sentence that names the key, the value and what was expected."""
+"""Strict, typed settings: what is wrong becomes one sentence that names the key, the value and what was expected."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SettingsT = TypeVar("SettingsT", bound="Settings")
 
 
 class Settings(pydantic.BaseModel):
-    """Base of every settings class: frozen, and closed to unknown keys. Sub-classes give each field a `description` with its source."""
+    """Base of every settings class: frozen, and closed to unknown keys; each field's `description` says its source."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
@@ -29,9 +29,7 @@ def _fields_at(model: type[pydantic.BaseModel], location: tuple[str | int, ...])
         if field is None:
             return []
         candidates = [field.annotation, *typing.get_args(field.annotation)]
-        current = next(
-            (c for c in candidates if isinstance(c, type) and issubclass(c, pydantic.BaseModel)), None
-        )
+        current = next((c for c in candidates if isinstance(c, type) and issubclass(c, pydantic.BaseModel)), None)
     if isinstance(current, type) and issubclass(current, pydantic.BaseModel):
         return list(current.model_fields)
     return []

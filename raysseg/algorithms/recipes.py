@@ -43,7 +43,7 @@ class Recipe:
         name: of the recipe or its file.
         method: what is trained.
         seeds: one run of every variant each.
-        variants: name to the method's options that differ (dotted keys reach other sections).
+        variants: name to what differs: keys of the method's section, or dotted keys from another section's name on.
         values: plain values of all sections.
     """
 
@@ -57,7 +57,8 @@ class Recipe:
         """Returns the settings of one variant and seed. Raises `InputError` for whatever does not fit."""
         values: dict[str, Any] = _copy(self.values)
         for key, value in self.variants[variant].items():
-            _set(values, key if "." in key else f"{self.method.section}.{key}", value)
+            inside = key.partition(".")[0] not in self.method.settings.model_fields
+            _set(values, f"{self.method.section}.{key}" if inside else key, value)
         values |= {"recipe": self.name, "variant": variant, "seed": seed}
         if pretrained is not None:
             _set(values, "training.pretrained", str(pretrained))
@@ -98,8 +99,8 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe that is shipped (by name) or a YAML file, and applies `key=value` overrides.
 
     Raises:
-        InputError: an unknown recipe or method, a file that is no YAML mapping, an override without '=', or any key or value that the
-            settings refuse; every variant is checked.
+        InputError: an unknown recipe or method, a file that is no YAML mapping, an override without '=', or any key or
+            value that the settings refuse; every variant is checked.
     """
     path = Path(name)
     if name in shipped_recipes():
@@ -147,7 +148,10 @@ def _resolve(name: str, values: dict[str, Any]) -> Recipe:
 
 
 def choose(recipe: Recipe, *, variants: Sequence[str] = (), seeds: Sequence[int] = ()) -> Recipe:
-    """Returns the recipe with only some of its variants, or with other seeds. Raises `InputError` for an unknown variant."""
+    """Returns the recipe with only some of its variants, or with other seeds.
+
+    Raises `InputError` for an unknown variant.
+    """
     for name in variants:
         if name not in recipe.variants:
             raise InputError(f"The recipe {recipe.name} has no variant '{name}'{nearest_name(name, recipe.variants)}")
@@ -181,7 +185,8 @@ def train_recipe(
             )
         if config_path.read_text() != recipe.dump():
             raise InputError(
-                f"The run directory {run_dir} was made with another configuration; resume it with the same recipe and --set options."
+                f"The run directory {run_dir} was made with another configuration; "
+                "resume it with the same recipe and --set options."
             )
     data = recipe.pretraining(recipe.seeds[0]).data
     store = open_dataset(data, run_dir / "data")
@@ -213,7 +218,9 @@ def train_recipe(
 def _pretrain(
     recipe: Recipe, run_dir: Path, store: Store, seed: int, *, resume: bool, listener_for: Any
 ) -> Path | None:
-    """Returns the folder of the pre-trained segmenter of a seed, trained now unless it is given; `{seed}` in a given path is filled in."""
+    """Returns the folder of the pre-trained segmenter of a seed, trained now unless it is given; `{seed}` in a given
+    path is filled in.
+    """
     settings = recipe.pretraining(seed)
     given = settings.training.pretrained
     if given is not None:

@@ -1,4 +1,7 @@
-"""The `raysseg` command. Exit status 0 only when the work is done, 2 for bad input with one sentence on standard error."""
+"""The `raysseg` command.
+
+Exit status 0 only when the work is done, 2 for bad input with one sentence on standard error.
+"""
 
 from __future__ import annotations
 

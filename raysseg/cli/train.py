@@ -20,14 +20,25 @@ from raysseg.visualization import comparison_table, load_variant_runs, markdown_
 def train_command(
     recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe (see `raysseg recipes`), or a YAML file.")],
     override: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace one value of the recipe; may be repeated.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace one value of the recipe; may be repeated."),
     ] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Where everything is written; by default runs/<recipe>-<time>.")] = None,
-    variants: Annotated[str | None, typer.Option(help="Only these variants of the recipe, separated by commas.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="These seeds in place of the recipe's, separated by commas.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run from its newest checkpoints.")] = False,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where everything is written; by default runs/<recipe>-<time>.")
+    ] = None,
+    variants: Annotated[
+        str | None, typer.Option(help="Only these variants of the recipe, separated by commas.")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="These seeds in place of the recipe's, separated by commas.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted run from its newest checkpoints.")
+    ] = False,
 ) -> None:
-    """Trains every variant of a recipe from one pre-trained segmenter per seed, and ends with a table, a picture and a report."""
+    """Trains every variant of a recipe from one pre-trained segmenter per seed, and ends with a table, a picture and
+    a report.
+    """
     if resume and run_dir is None:
         raise InputError("--resume needs --run-dir: the directory of the run to continue.")
     plan = load_recipe(recipe, override or [])

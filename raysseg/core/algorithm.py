@@ -7,7 +7,8 @@ What each part waits for (synchronous and serial modes):
       │                                              └── weights, when a phase or an update changed them ─────┤
       └── work (decisions from replay, epochs' rows and seeds) ──▶ learner ── losses ─────────────────────────┘
 
-The driver waits for all actors of one order, then for the learner. Asynchronous sampling changes only who waits, not what travels.
+The driver waits for all actors of one order, then for the learner. Asynchronous sampling changes only who waits, not
+what travels.
 """
 
 from __future__ import annotations
@@ -190,7 +191,10 @@ class SegmentationAlgorithm(Algorithm):
     def _train_segmenter(
         self, position: Position, epochs: int, *, first_epoch: int
     ) -> tuple[dict[str, Any], int, bool]:
-        """Does the next `updates_per_iteration` segmenter updates; a step is one update. The schedule spans the run, or all stages."""
+        """Does the next `updates_per_iteration` segmenter updates; a step is one update.
+
+        The schedule spans the run, or all stages.
+        """
         training, start = self.settings.training, time.perf_counter()
         count = len(self.train_keys)
         per_epoch = -(-count // training.batch_size)

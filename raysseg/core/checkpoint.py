@@ -22,7 +22,9 @@ def _checksum(path: Path) -> int:
 
 
 def save(algorithm: SegmentationAlgorithm, folder: Path, *, keep: int) -> Path:
-    """Writes the checkpoint of the current iteration under a temporary name, renames it, and removes all but the newest `keep`."""
+    """Writes the checkpoint of the current iteration under a temporary name, renames it, and removes all but the
+    newest `keep`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{algorithm.iteration:08d}"
     temporary = folder / f".{target.name}.partial"

@@ -26,7 +26,8 @@ def any_space() -> dict[str, gymnasium.Space[Any]]:
 class SegmentationConfig(AlgorithmConfig):
     """RLlib's `AlgorithmConfig` with the typed settings of a raysseg variant in `settings`.
 
-    Everything that the settings say about actors, learners and GPUs is carried over to RLlib's own keys; nothing else of RLlib is
+    Everything that the settings say about actors, learners and GPUs is carried over to RLlib's own keys; nothing else
+    of RLlib is
     changed, so its other keys (fault tolerance, callbacks, debugging) work as documented there.
     """
 

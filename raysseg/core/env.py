@@ -1,4 +1,6 @@
-"""Environments: a `gymnasium.vector.VectorEnv` whose observations and actions are torch tensors on one device, and its single-image view."""
+"""Environments: a `gymnasium.vector.VectorEnv` whose observations and actions are torch tensors on one device, and
+its single-image view.
+"""
 
 from __future__ import annotations
 
@@ -51,13 +53,17 @@ class SegmentationVectorEnv(VectorEnv, abc.ABC):
 
     @abc.abstractmethod
     def observe(self, rows: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
-        """Starts an episode on images `rows` int64 `[B]` under augmentation `seeds` int64 `[B]`; returns the observation `[B, …]`."""
+        """Starts an episode on images `rows` int64 `[B]` under augmentation `seeds` int64 `[B]`; returns the
+        observation `[B, …]`.
+        """
 
     @abc.abstractmethod
     def advance(
         self, actions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
-        """Applies actions `[B, …]`; returns observation, reward float32 `[B]`, terminated bool `[B]`, truncated bool `[B]`, info."""
+        """Applies actions `[B, …]`; returns observation, reward float32 `[B]`, terminated bool `[B]`, truncated bool
+        `[B]`, info.
+        """
 
     def reset(  # type: ignore[override]
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -84,7 +90,8 @@ class SegmentationVectorEnv(VectorEnv, abc.ABC):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
         """Applies one action per image.
 
-        All B episodes have the same length, so they end together; with SAME_STEP the next B episodes start in the same step and
+        All B episodes have the same length, so they end together; with SAME_STEP the next B episodes start in the
+        same step and
         the last observation is `info["final_obs"]`.
         """
         observation, reward, terminated, truncated, info = self.advance(actions.to(self.device))
@@ -95,7 +102,10 @@ class SegmentationVectorEnv(VectorEnv, abc.ABC):
 
 
 class SingleImageEnv(gymnasium.Env[np.ndarray, np.ndarray]):
-    """The single-image view of a `SegmentationVectorEnv` of one: NumPy in, NumPy out, so that any agent can be run on it."""
+    """The single-image view of a `SegmentationVectorEnv` of one:
+
+    NumPy in, NumPy out, so that any agent can be run on it.
+    """
 
     def __init__(self, vector_env: SegmentationVectorEnv) -> None:
         if vector_env.num_envs != 1:

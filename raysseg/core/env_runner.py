@@ -1,6 +1,7 @@
 """The actor: rolls out episodes, infers label maps and scores images, each as ordered by the driver.
 
-Which images, under which seeds, is always part of the order, so the same order gives the same result on whichever actor, and an
+Which images, under which seeds, is always part of the order, so the same order gives the same result on whichever
+actor, and an
 order whose actor died can be given to another one.
 """
 
@@ -111,7 +112,7 @@ class SegmentationEnvRunner(EnvRunner, Checkpointable):
         env = self.env
         single = (env.single_observation_space, env.single_action_space)
         batched = (env.observation_space, env.action_space)
-        return {"__env__": batched, "__env_single__": single, **{name: single for name in self.config.method_specs()}}
+        return {"__env__": batched, "__env_single__": single, **dict.fromkeys(self.config.method_specs(), single)}
 
     def assert_healthy(self) -> None:
         """Raises `AssertionError` where the constructor has not finished."""

@@ -1,4 +1,6 @@
-"""The central learner: takes work orders as Arrow record batches, rebuilds what they need on its device and updates the networks."""
+"""The central learner: takes work orders as Arrow record batches, rebuilds what they need on its device and updates
+the networks.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ class SegmentationLearner(TorchLearner):
 
     def compute_loss_for_module(self, *, module_id: str, **kwargs: Any) -> torch.Tensor:
         """Refuses RLlib's own update: losses here belong to work orders, which say what to rebuild."""
-        raise TypeError(f"The module '{module_id}' is trained by update(training_data=LearnerWork(…)), not from RLlib's batches.")
+        raise TypeError(
+            f"The module '{module_id}' is trained by update(training_data=LearnerWork(…)), not from RLlib's batches."
+        )
 
     def _segmenter_module(self) -> SegmenterModule:
         return self.module[SEGMENTER].unwrapped()
@@ -89,7 +93,8 @@ class SegmentationLearner(TorchLearner):
         """Trains the segmenter on a label version (Eq. 14): cross-entropy over labelled pixels.
 
         Args:
-            records: columns `row` and `seed`, consecutive minibatches of `training.batch_size` (the last of an epoch may be smaller).
+            records: columns `row` and `seed`, consecutive minibatches of `training.batch_size` (the last of an epoch
+                may be smaller).
             version: label version; 0 the scribbles, −1 the ground truth.
             first_update: number of the first minibatch on the learning-rate schedule of `total_updates`.
             learning_rate: at the start of that schedule.
@@ -148,12 +153,18 @@ class SegmentationLearner(TorchLearner):
     def _segmenter_loss(
         self, module: SegmenterModule, rows: np.ndarray, seeds: np.ndarray, version: int, weight: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the loss and the number of labelled pixels of one minibatch; BatchNorm needs two images, so one alone uses its statistics."""
+        """Returns the loss and the number of labelled pixels of one minibatch;
+
+        BatchNorm needs two images, so one alone uses its statistics.
+        """
         data, augmentation = self.workspace.train, self.settings.training.augmentation
         index = torch.as_tensor(rows, dtype=torch.int64, device=self._device)
         images, sizes = data.images(index)
         geometry = draw_geometry(
-            sizes, torch.as_tensor(seeds, device=self._device), augmentation, output_size=augmentation.crop or data.canvas
+            sizes,
+            torch.as_tensor(seeds, device=self._device),
+            augmentation,
+            output_size=augmentation.crop or data.canvas,
         )
         labels = warp_labels(data.labels(index, version), sizes, geometry)
         module.online.train(len(rows) > 1)

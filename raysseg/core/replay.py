@@ -1,4 +1,7 @@
-"""The replay buffer: Arrow record batches of transitions, sampled uniformly, dropped by version, saved with the checkpoint."""
+"""The replay buffer:
+
+Arrow record batches of transitions, sampled uniformly, dropped by version, saved with the checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,9 @@ class ReplayBuffer:
         return sum(rollout.wire_bytes(batch) for batch in self._batches)
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Adds transitions and lets the oldest go that exceed the capacity (always whole record batches, never the newest one)."""
+        """Adds transitions and lets the oldest go that exceed the capacity (always whole record batches, never the
+        newest one).
+        """
         if batch.num_rows:
             self._batches.append(batch)
         size = len(self)
@@ -39,7 +44,9 @@ class ReplayBuffer:
             size -= self._batches.pop(0).num_rows
 
     def drop_older(self, *, segmenter_version: int, policy_version: int) -> int:
-        """Drops transitions made by an older segmenter, or by a policy older than `policy_version`; returns and counts how many."""
+        """Drops transitions made by an older segmenter, or by a policy older than `policy_version`; returns and
+        counts how many.
+        """
         kept: list[pa.RecordBatch] = []
         before = len(self)
         for batch in self._batches:

@@ -1,6 +1,7 @@
 """The one schema of rollouts: what an actor sends, what the replay buffer holds and what is written as Parquet.
 
-A transition carries decisions, never dense tensors: the sample's key, the augmentation's seed, the action, compressed label maps,
+A transition carries decisions, never dense tensors: the sample's key, the augmentation's seed, the action, compressed
+label maps,
 the reward and the versions of everything it was made with. The learner rebuilds the dense state next to the loss.
 """
 
@@ -34,7 +35,9 @@ TRANSITION_SCHEMA = pa.schema(
     ],
     metadata={b"raysseg_rollout_schema": str(SCHEMA_VERSION).encode()},
 )
-"""`labels` is null where the label map before the action is exactly the stored one of `label_version` under the seed's augmentation."""
+"""`labels` is null where the label map before the action is exactly the stored one of `label_version` under the
+seed's augmentation.
+"""
 
 
 def transitions(columns: Mapping[str, Sequence[Any] | np.ndarray]) -> pa.RecordBatch:
@@ -54,7 +57,10 @@ def transitions(columns: Mapping[str, Sequence[Any] | np.ndarray]) -> pa.RecordB
 
 
 def order(rows: np.ndarray, seeds: np.ndarray) -> pa.RecordBatch:
-    """Builds the record batch of a work order: which rows of the split `[N]` int, under which seeds `[N]` int64. Source: reconstruction."""
+    """Builds the record batch of a work order: which rows of the split `[N]` int, under which seeds `[N]` int64.
+
+    Source: reconstruction.
+    """
     return pa.RecordBatch.from_arrays(
         [pa.array(rows, type=pa.int32()), pa.array(seeds, type=pa.int64())], names=["row", "seed"]
     )
@@ -80,5 +86,8 @@ def from_bytes(data: bytes) -> list[pa.RecordBatch]:
 
 
 def wire_bytes(batch: pa.RecordBatch) -> int:
-    """Returns the number of bytes of a record batch as an Arrow IPC message, which is what crosses a process boundary. Source: reconstruction."""
+    """Returns the number of bytes of a record batch as an Arrow IPC message, which is what crosses a process boundary.
+
+    Source: reconstruction.
+    """
     return pa.ipc.get_record_batch_size(batch)

@@ -201,7 +201,9 @@ def _iterate(
 
 
 def _finish(algorithm: SegmentationAlgorithm, folder: Path, writer: MetricsWriter) -> dict[str, Any]:
-    """Exports the networks, draws the pictures and writes the summary, in this order: a summary means that all is there."""
+    """Exports the networks, draws the pictures and writes the summary, in this order: a summary means that all is
+    there.
+    """
     settings = algorithm.settings
     module = algorithm.export_module()
     module.export(folder / SEGMENTER)
@@ -239,7 +241,9 @@ def _finish(algorithm: SegmentationAlgorithm, folder: Path, writer: MetricsWrite
 
 
 def draw_evolution(algorithm: SegmentationAlgorithm, segmenter: torch.nn.Module, folder: Path) -> None:
-    """Draws how the label maps of a few training images grew from stage to stage, with the final prediction (as in EIL's Fig. 3)."""
+    """Draws how the label maps of a few training images grew from stage to stage, with the final prediction (as in
+    EIL's Fig. 3).
+    """
     store, versions = algorithm.store, algorithm.label_store.versions()
     info: DatasetInfo = store.info
     device = choose_device(torch.cuda.device_count())

@@ -12,7 +12,10 @@ from raysseg.core.settings import OptimiserSettings
 
 
 def build_optimiser(settings: OptimiserSettings, parameters: Iterable[Any]) -> torch.optim.Optimizer:
-    """Builds the optimiser; parameter groups may carry `learning_rate_multiplier`. Source: EIL, implementation details."""
+    """Builds the optimiser; parameter groups may carry `learning_rate_multiplier`.
+
+    Source: EIL, implementation details.
+    """
     groups = list(parameters)
     if settings.name == "sgd":
         return torch.optim.SGD(
@@ -23,7 +26,10 @@ def build_optimiser(settings: OptimiserSettings, parameters: Iterable[Any]) -> t
 
 
 def schedule_factor(settings: OptimiserSettings, progress: float) -> float:
-    """Returns the factor on the learning rate, in [0, 1], at `progress` in [0, 1]. Source: EIL, implementation details (poly; cos)."""
+    """Returns the factor on the learning rate, in [0, 1], at `progress` in [0, 1].
+
+    Source: EIL, implementation details (poly; cos).
+    """
     progress = min(max(progress, 0.0), 1.0)
     if settings.schedule == "poly":
         return float((1.0 - progress) ** settings.poly_power)

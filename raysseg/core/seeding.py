@@ -1,4 +1,6 @@
-"""All randomness is a pure function of the run's seed and of where in the run it is drawn, so that nothing random has to be saved."""
+"""All randomness is a pure function of the run's seed and of where in the run it is drawn, so that nothing random
+has to be saved.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Settings that every method shares: how the segmenter is trained, how the engine is laid out, how results are measured."""
+"""Settings that every method shares: how the segmenter is trained, how the engine is laid out, how results are
+measured.
+"""
 
 from __future__ import annotations
 
@@ -102,6 +104,7 @@ class MethodSettings(Settings):
     def _remote_learner_needs_actors(self) -> MethodSettings:
         if self.engine.num_learners > 0 and self.engine.num_env_runners == 0:
             raise ValueError(
-                "engine.num_learners is 1 but engine.num_env_runners is 0: a remote learner needs at least one remote actor"
+                "engine.num_learners is 1 but engine.num_env_runners is 0: "
+                "a remote learner needs at least one remote actor"
             )
         return self

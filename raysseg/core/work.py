@@ -1,4 +1,6 @@
-"""Work for the learner: an Arrow record batch and what to do with it, in the form that RLlib's LearnerGroup passes on."""
+"""Work for the learner: an Arrow record batch and what to do with it, in the form that RLlib's LearnerGroup passes
+on.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What every process that touches pixels needs: the data on its device, the label versions, and the arithmetic it may use."""
+"""What every process that touches pixels needs: the data on its device, the label versions, and the arithmetic it
+may use.
+"""
 
 from __future__ import annotations
 

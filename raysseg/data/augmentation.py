@@ -156,7 +156,9 @@ def warp_images(images: Tensor, sizes: Tensor, geometry: Geometry) -> Tensor:
     # grid_sample counts a canvas from -1 to 1, from edge to edge.
     grid = torch.stack(((2 * x + 1) / canvas_width - 1, (2 * y + 1) / canvas_height - 1), dim=-1)
     sampled = F.grid_sample(images.double(), grid, mode="bilinear", padding_mode="border", align_corners=False)
-    sampled = ((sampled / _VALUE_STEP).round() * _VALUE_STEP).float()
+    # Not rounded at the half: values are sums of powers of two, so that many would lie just there, and which way they go
+    # would depend on the size of the canvas.
+    sampled = ((sampled / _VALUE_STEP + 0.3).floor() * _VALUE_STEP).float()
     mean = _channels(IMAGENET_MEAN, images) * 255
     return torch.where(inside[:, None], sampled, mean)
 

@@ -37,6 +37,9 @@ class DataSettings(Settings):
     path: str | None = Field(default=None, description="Folder of the data; of a store also a pyarrow.fs URI. [R]")
     train_split: str = Field(default="train", description="Split that is trained on. [P] VOC: train or train_aug.")
     val_split: str = Field(default="val", description="Split that is evaluated on. [P]")
+    train_every: int = Field(
+        default=1, ge=1, description="Keeps every n-th training image, in the files' order; 1 keeps all of them. [R]"
+    )
     scribbles: Literal["given", "generate", "none"] = Field(
         default="given",
         description="Scribbles of the training images: those that came with the data, made from the labels, or none. "
@@ -65,6 +68,8 @@ class DataSettings(Settings):
                 raise ValueError(f"the settings of '{key}' have no effect with the source '{self.source}'")
         if self.source == "folder" and not self.folder.names:
             raise ValueError("the source 'folder' needs folder.class_names, by name or by number")
+        if self.train_every != 1 and self.source in ("synthetic", "store"):
+            raise ValueError(f"train_every has no effect with the source '{self.source}'")
         if self.source == "store" and self.scribbles == "generate":
             raise ValueError(
                 "a store keeps the scribbles that it was built with; build another one with scribbles 'generate'"
@@ -155,12 +160,13 @@ class _Plan:
             return
         self._reader = _reader(settings)
         for split in settings.splits:
-            self._files += self._reader.files(split)
+            files = self._reader.files(split)
+            self._files += files[:: settings.train_every] if split == settings.train_split else files
         seen: dict[str, str] = {}
-        for files in self._files:
-            if files.key in seen:
-                raise InputError(f"The image '{files.key}' is in the split '{files.split}' and in '{seen[files.key]}'.")
-            seen[files.key] = files.split
+        for one in self._files:
+            if one.key in seen:
+                raise InputError(f"The image '{one.key}' is in the split '{one.split}' and in '{seen[one.key]}'.")
+            seen[one.key] = one.split
         has_scribbles = any(files.scribble for files in self._files if files.split == settings.train_split)
         if settings.source == "camvid" and settings.scribbles == "given" and not has_scribbles:
             self._made = True

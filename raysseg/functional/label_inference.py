@@ -198,14 +198,13 @@ def within_window(
     return found[:, 0] if found.shape[1] == 1 else found.any(dim=1)
 
 
-def expand_thresholds(action: Tensor, num_classes: int, has_background: bool = True) -> Tensor:
+def expand_thresholds(action: Tensor, num_classes: int) -> Tensor:
     """Turns an action into one probability threshold per class, τ(k) of Eq. 1.
 
     Args:
         action: float [B, A] in [0, 1]. A = 1: one threshold for all classes. A = 2: (τ_o, τ_g), class 0 gets τ_g and
             every other class τ_o, also where K = 2. A = K: one per class, in their order.
         num_classes: K, 1 or more.
-        has_background: whether class 0 is the background. It changes nothing: class 0 gets τ_g in either case.
     Returns:
         float [B, K] of the action's dtype.
     Raises:

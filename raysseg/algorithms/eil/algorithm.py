@@ -55,7 +55,9 @@ class EIL(SegmentationAlgorithm):
 
     @property
     def training_version(self) -> int:
-        """The label version that the segmenter is trained on; −1 is the ground truth (full supervision, after pre-training)."""
+        """The label version that the segmenter is trained on; −1 is the ground truth (full supervision, after pre-
+        training).
+        """
         full = self.settings.eil.policy == "full" and self.position.stage > 0
         return -1 if full else self.label_version
 
@@ -80,7 +82,9 @@ class EIL(SegmentationAlgorithm):
         return "explore" if options.explores else "infer" if options.extends else "refine"
 
     def next_stage(self, finished: Position) -> int:
-        """Returns the stage of the phase after a finished one: a new stage begins after scoring, or after refining where that is skipped."""
+        """Returns the stage of the phase after a finished one: a new stage begins after scoring, or after refining
+        where that is skipped.
+        """
         following = self.next_phase(finished)
         begins = finished.phase == "evaluate" or (finished.phase == "refine" and following != "evaluate")
         return finished.stage + 1 if begins and following != DONE else finished.stage
@@ -97,7 +101,7 @@ class EIL(SegmentationAlgorithm):
 
     def iterations_left(self) -> int:
         """Returns the iterations of the rest of this phase and of all later ones."""
-        training, options, chunk = self.settings.training, self.settings.eil, self.settings.engine.updates_per_iteration
+        training, chunk = self.settings.training, self.settings.engine.updates_per_iteration
         per_epoch = -(-len(self.train_keys) // training.batch_size)
         lengths = {
             "pretrain": -(-training.pretrain_epochs * per_epoch // chunk),
@@ -160,7 +164,7 @@ class EIL(SegmentationAlgorithm):
         rows = np.array(
             [
                 draw_order(self.settings.seed, "explore", epoch, count=count)[at]
-                for epoch, at in zip(*divmod(positions, count), strict=True)
+                for epoch, at in zip(*np.divmod(positions, count), strict=True)
             ]
         )
         seeds = draw_seeds(self.settings.seed, "explore-items", update, count=len(rows))
@@ -170,7 +174,9 @@ class EIL(SegmentationAlgorithm):
         ]
 
     def _rollout_numbers(self, batches: list[pa.RecordBatch]) -> dict[str, Any]:
-        """Returns the means over fresh transitions, with the hazards of the method: closing gate, saturation, an assessor that is wrong."""
+        """Returns the means over fresh transitions, with the hazards of the method: closing gate, saturation, an
+        assessor that is wrong.
+        """
         table = pa.Table.from_batches(batches)
         reward, value = table.column("reward").to_numpy(), table.column("value").to_numpy()
         parts = np.array(table.column("reward_parts").to_pylist())
@@ -192,11 +198,15 @@ class EIL(SegmentationAlgorithm):
         return numbers
 
     def run_infer(self, position: Position) -> tuple[dict[str, Any], int, bool]:
-        """Infers the label maps of all training images, spread over the actors, and writes them as the stage's label version."""
+        """Infers the label maps of all training images, spread over the actors, and writes them as the stage's label
+        version.
+        """
         start, count = time.perf_counter(), len(self.train_keys)
         self.sync_weights(SEGMENTER, *([OPERATORS] if self.settings.eil.explores else []))
         size = self.settings.engine.inference_batch_size
-        spans = [np.arange(first, min(first + size, count), dtype=np.int64) for first in range(0, count, size)]
+        spans: list[np.ndarray] = [
+            np.arange(first, min(first + size, count), dtype=np.int64) for first in range(0, count, size)
+        ]
         context = {
             "stage": position.stage,
             "label_version": self.label_version,

@@ -1,4 +1,6 @@
-"""EIL's settings, with the paper's defaults, and its RLlib configuration. [P]: the paper's word, [R]: reconstruction."""
+"""EIL's settings, with the paper's defaults, and its RLlib configuration. [P]: the paper's word, [R]:
+reconstruction.
+"""
 
 from __future__ import annotations
 
@@ -130,6 +132,10 @@ class EILOptions(Settings):
             raise ValueError(f"thresholds must lie in [0, 1], not {self.thresholds}")
         if self.action_semantics == "grow" and self.action != "object_ground":
             raise ValueError("action_semantics 'grow' has two thresholds, so action must be 'object_ground'")
+        if self.action_semantics == "grow" and self.policy in ("quantile", "moving_quantile"):
+            raise ValueError(
+                f"action_semantics 'grow' has no thresholds per class, which the policy '{self.policy}' sets"
+            )
         if self.action == "mask" and self.policy not in ("searcher", "none", "full", "oracle"):
             raise ValueError(f"action 'mask' is decided per pixel, which the policy '{self.policy}' does not do")
         if self.action == "mask" and self.operators.fusion != "planes":

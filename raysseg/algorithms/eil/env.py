@@ -1,4 +1,6 @@
-"""EIL's environment: one step extends the label maps of B images by thresholds and is paid by the contrastive reward."""
+"""EIL's environment: one step extends the label maps of B images by thresholds and is paid by the contrastive
+reward.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,9 @@ from raysseg.segmenters import Segmenter, build_segmenter
 class EILVectorEnv(SegmentationVectorEnv):
     """B episodes of label inference on the training split.
 
-    Observation: the operators' planes `[B, S, h, w]` float32. Action: thresholds `[B, A]` in [0, 1] (a mask `[B, h·w]` for the action
-    `mask`). Reward: Eq. 12. An episode starts at the stored map of `label_version` in stage `stage`, ends (terminated) with the last
-    stage and is cut (truncated) after `exploration.episode_steps`.
+    Observation: the operators' planes `[B, S, h, w]` float32. Action: thresholds `[B, A]` in [0, 1] (a mask
+    `[B, h·w]` for the action `mask`). Reward: Eq. 12. An episode starts at the stored map of `label_version` in
+    stage `stage`, ends (terminated) with the last stage and is cut (truncated) after `exploration.episode_steps`.
 
     Args:
         workspace: the data on its device.
@@ -119,8 +121,8 @@ def make_eil_env(run: str | None = None, **overrides: Any) -> SingleImageEnv:
     Raises:
         InputError: the folder is not a variant's, or an option is unknown.
     """
-    from raysseg.configuration import load_settings
     from raysseg.algorithms.recipes import load_variant
+    from raysseg.configuration import load_settings
 
     if run is not None:
         settings, store_uri, segmenter = load_variant(Path(run))
@@ -133,7 +135,7 @@ def make_eil_env(run: str | None = None, **overrides: Any) -> SingleImageEnv:
         folder = tempfile.mkdtemp(prefix="raysseg-env-")
         values = {
             "data": {"synthetic": {"train_images": 8, "val_images": 1, "height": 48, "width": 48}},
-            "segmenter": {"architecture": "FPN", "encoder": "resnet18", "weights": "none", "decoder_channels": 16},
+            "segmenter": {"architecture": "FPN", "encoder": "resnet18", "weights": "none", "decoder_channels": 32},
             "training": {"augmentation": {"crop": None}},
             "eil": {"virtual_steps": 0, "window": 9, **overrides},
         }

@@ -29,7 +29,9 @@ from raysseg.segmenters import build_segmenter
 
 
 class EILEnvRunner(SegmentationEnvRunner):
-    """Plays the ordered episodes with the searcher (or with uniform actions), and infers the ordered label maps with the teacher."""
+    """Plays the ordered episodes with the searcher (or with uniform actions), and infers the ordered label maps with
+    the teacher.
+    """
 
     settings: EILSettings
 
@@ -144,7 +146,8 @@ class EILEnvRunner(SegmentationEnvRunner):
 
         Args:
             rows: int64 `[N]` rows of the training split.
-            context: `stage`, `label_version`, `seeds` int64 `[N]`, `thresholds` (of the quantile policies), `truth` (whether there is any).
+            context: `stage`, `label_version`, `seeds` int64 `[N]`, `thresholds` (of the quantile policies), `truth`
+                (whether there is any).
 
         Returns:
             One record per image: key, label bytes, accepted, value, action, and pixel counts (labelled, proposed, correct, …).
@@ -196,7 +199,8 @@ class EILEnvRunner(SegmentationEnvRunner):
         else:
             with self.workspace.autocast():
                 actions = self.operators.searcher.eval()(state.planes()).float()
-        inferred = builder.infer(state, actions, stage)
+        quantiles = options.policy in ("quantile", "moving_quantile")
+        inferred = builder.infer(state, actions, stage, per_class=quantiles)
         if not options.explores:
             return actions, inferred, None
         with self.workspace.autocast():
@@ -206,7 +210,9 @@ class EILEnvRunner(SegmentationEnvRunner):
     def _greedy(
         self, state: EILState, seeds: torch.Tensor, stage: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Returns per image the best of `greedy_candidates` uniform actions by the true one-step reward, which is then its value."""
+        """Returns per image the best of `greedy_candidates` uniform actions by the true one-step reward, which is
+        then its value.
+        """
         options, builder = self.settings.eil, self.env.builder
         size = options.action_size(self.workspace.num_classes)
         best_action = torch.ones(len(seeds), size, device=self.device)
@@ -226,7 +232,9 @@ class EILEnvRunner(SegmentationEnvRunner):
     def _count(
         self, state: EILState, inferred: torch.Tensor, labels: torch.Tensor, truth: torch.Tensor | None
     ) -> dict[str, Any]:
-        """Counts pixels `[B]`: of the image, labelled, newly labelled, proposed and (with ground truth) correct, and V of the map."""
+        """Counts pixels `[B]`: of the image, labelled, newly labelled, proposed and (with ground truth) correct, and
+        V of the map.
+        """
         options = self.settings.eil
         after = self.env.builder.relabel(state, labels)
         value, _ = reliability(state.features, after.counts, delta=options.delta, distance=options.distance)

@@ -173,7 +173,9 @@ class EILLearner(SegmentationLearner):
         return loss.detach(), slope.float().abs().mean() * len(planes)
 
     def _follow(self, target: torch.nn.Module, source: torch.nn.Module) -> None:
-        """Moves a target towards its network; normalisation statistics are copied, as they are measured and not learned."""
+        """Moves a target towards its network; normalisation statistics are copied, as they are measured and not
+        learned.
+        """
         soft_update(list(target.parameters()), list(source.parameters()), self.settings.eil.exploration.kappa)
         for old, new in zip(target.buffers(), source.buffers(), strict=True):
             old.copy_(new)

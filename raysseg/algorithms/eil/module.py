@@ -87,7 +87,9 @@ def _load_backbone(network: nn.Module, settings: OperatorSettings) -> None:
 
 
 class Searcher(nn.Module):
-    """Policy searcher g_φ: planes `[B, S, h, w]` to an action `[B, A]` in [0, 1] (a mask `[B, h·w]` for the action `mask`)."""
+    """Policy searcher g_φ: planes `[B, S, h, w]` to an action `[B, A]` in [0, 1] (a mask `[B, h·w]` for the action
+    `mask`).
+    """
 
     def __init__(self, options: EILOptions, planes: int, num_classes: int, *, load: bool) -> None:
         super().__init__()

@@ -20,9 +20,10 @@ def stage_numbers(table: pa.Table, num_classes: int) -> dict[str, Any]:
         num_classes: K.
 
     Returns:
-        `labelled_share`, `new_share` (of all pixels); `accepted_share` (of images); `label_precision` (of non-scribble labels) and
-        `class_mean_precision`; `accepted_precision` and `rejected_precision` (of what was proposed); `threshold_mean`, `threshold_std`,
-        `threshold_saturation` (share outside [0.05, 0.95]); `mean_q`; `value_map` (mean V). None where undefined.
+        `labelled_share`, `new_share` (of all pixels); `accepted_share` (of images); `label_precision` (of non-scribble
+        labels) and `class_mean_precision`; `accepted_precision` and `rejected_precision` (of what was proposed);
+        `threshold_mean`, `threshold_std`, `threshold_saturation` (share outside [0.05, 0.95]); `mean_q`; `value_map`
+        (mean V). None where undefined.
 
     Source: eil.md, known hazards.
     """

@@ -1,4 +1,6 @@
-"""EIL's dense state s = (F, P, M): built by actors from what they were ordered to play, rebuilt by the learner from the same decisions."""
+"""EIL's dense state s = (F, P, M): built by actors from what they were ordered to play, rebuilt by the learner from
+the same decisions.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,6 @@ class StateBuilder:
         self.settings = settings
         self.options = settings.eil
         self.num_classes = workspace.num_classes
-        self.has_background = workspace.store.info.has_background
         crop = settings.training.augmentation.crop
         self._exploration = AugmentationSettings(
             scale=(1.0, 1.0), flip=settings.training.augmentation.flip, rotation=0.0, crop=crop
@@ -85,7 +86,8 @@ class StateBuilder:
         Args:
             segmenter: Φ, or its teacher.
             version: label version of M.
-            seeds: int64 `[B]`: flip and crop without rescaling, so that the window stays in original pixels; None: whole images.
+            seeds: int64 `[B]`: flip and crop without rescaling, so that the window stays in original pixels; None:
+            whole images.
             labels: uint8 `[B, H, W]` in place of the stored M.
         """
         data = self.workspace.train
@@ -131,12 +133,13 @@ class StateBuilder:
             counts=cell_counts(labels, self.num_classes, (int(features.shape[-2]), int(features.shape[-1]))),
         )
 
-    def infer(self, state: EILState, actions: torch.Tensor, stage: int) -> torch.Tensor:
+    def infer(self, state: EILState, actions: torch.Tensor, stage: int, *, per_class: bool = False) -> torch.Tensor:
         """Returns M^{t+1}, uint8 `[B, H, W]` (Eq. 1-2).
 
         Args:
             actions: thresholds `[B, A]` in [0, 1], or a mask `[B, h·w]` in [0, 1] for the action `mask`.
             stage: t + 1 in 1…T, which says the window.
+            per_class: the actions are one threshold per class `[B, K]`, whatever the variant's own action is.
         """
         options = self.options
         window = options.window_of(stage)
@@ -156,7 +159,8 @@ class StateBuilder:
                 shape=options.window_shape,
             )
         grow = options.action_semantics == "grow"
-        thresholds = actions if grow else expand_thresholds(actions, self.num_classes, self.has_background)
+        expanded = grow or per_class or options.action == "per_class"
+        thresholds = actions if expanded else expand_thresholds(actions, self.num_classes)
         return infer_labels(
             state.labels,
             state.scribbles,
@@ -173,7 +177,10 @@ class StateBuilder:
         )
 
     def infer_oracle(self, state: EILState, truth: torch.Tensor, stage: int) -> torch.Tensor:
-        """Returns M^{t+1} where a window pixel is adopted exactly when the argmax is the truth, uint8 `[B, H, W]`. Source: yardstick."""
+        """Returns M^{t+1} where a window pixel is adopted exactly when the argmax is the truth, uint8 `[B, H, W]`.
+
+        Source: yardstick.
+        """
         return infer_labels_oracle(
             state.labels,
             state.scribbles,
@@ -193,7 +200,8 @@ class StateBuilder:
     def advance(self, segmenter: Segmenter, state: EILState, labels: torch.Tensor) -> EILState:
         """Returns s^{t+1}: F and P of the segmenter after `virtual_steps` SGD steps on each image's own M^{t+1}.
 
-        Source: the paper's 'newly updated segmenter'; that the step is per image and on fast weights is a reconstruction.
+        Source: the paper's 'newly updated segmenter'; that the step is per image and on fast weights is a
+        reconstruction.
         """
         options, training = self.options, self.settings.training
         if options.virtual_steps == 0:
