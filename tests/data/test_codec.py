@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as np_strategies
 from PIL import Image
@@ -17,11 +17,13 @@ from raysseg.errors import InputError
 MAPS = np_strategies.arrays(np.uint8, np_strategies.array_shapes(min_dims=2, max_dims=2, max_side=40))
 
 
+@settings(deadline=None)
 @given(MAPS)
 def test_any_map_comes_back(label_map: np.ndarray) -> None:
     assert np.array_equal(decode_map(encode_map(label_map)), label_map)
 
 
+@settings(deadline=None)
 @given(MAPS)
 def test_a_view_of_a_larger_array_comes_back(label_map: np.ndarray) -> None:
     assert np.array_equal(decode_map(encode_map(label_map[::-1, ::2])), label_map[::-1, ::2])
@@ -57,6 +59,7 @@ def test_other_arrays_are_refused(array: np.ndarray) -> None:
         encode_map(array)
 
 
+@settings(deadline=None)
 @given(MAPS, st.data())
 def test_a_cut_map_is_refused(label_map: np.ndarray, data: st.DataObject) -> None:
     encoded = encode_map(label_map)

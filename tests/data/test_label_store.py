@@ -149,7 +149,7 @@ def test_unknown_versions_and_keys_are_named(tmp_path: Path) -> None:
     store.write(2, rows(3))
     with pytest.raises(InputError, match=r"no label version 7.*known are 2"):
         store.table(7)
-    with pytest.raises(InputError, match="label version 2 .* has no sample 'k22'; did you mean 'k2'"):
+    with pytest.raises(InputError, match=r"label version 2 .* has no sample 'k22'; did you mean 'k2'"):
         store.label(2, "k22")
 
 

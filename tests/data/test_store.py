@@ -90,6 +90,7 @@ def test_what_is_written_comes_back(kind: str, image_encoding: str, tmp_path: Pa
             assert (store.scribble(sample.key) is None) == (sample.scribble is None)
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system does not list a process's mappings")
 def test_a_raw_image_is_a_view_of_the_mapped_file(tmp_path: Path) -> None:
     image = np.zeros((512, 512, 3), np.uint8)
     samples = (make_sample(0, key=str(number), image=image, expressions=()) for number in range(3))
@@ -141,7 +142,10 @@ IMAGE = np.zeros((4, 5, 3), np.uint8)
         ({"split": "a/b"}, r"'k'.*'a/b'"),
         ({"image": IMAGE.astype(np.float32)}, r"image of 'k'.*float32"),
         ({"image": IMAGE[..., 0]}, r"image of 'k'.*\(4, 5\)"),
-        ({"label": np.full((4, 5), 17, np.uint8)}, r"label of 'k' holds the value 17 in 20 pixels; classes 0 to 2 or 255"),
+        (
+            {"label": np.full((4, 5), 17, np.uint8)},
+            r"label of 'k' holds the value 17 in 20 pixels; classes 0 to 2 or 255",
+        ),
         ({"label": np.full((4, 5), 3, np.uint8)}, r"label of 'k' holds the value 3"),
         ({"label": np.full((4, 5), 254, np.uint8)}, r"label of 'k' holds the value 254"),
         ({"scribble": np.full((4, 5), 9, np.uint8)}, r"scribble of 'k' holds the value 9"),
@@ -214,6 +218,11 @@ def test_a_killed_build_is_no_store_and_its_remains_are_cleared(tmp_path: Path) 
     assert remains[0].startswith("store.tmp-")
     write_some(tmp_path / "store")
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_an_empty_folder_may_become_a_store(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    assert write_some(tmp_path / "store").splits == {"val": 2, "train": 4}
 
 
 def test_what_is_no_store_is_named(tmp_path: Path) -> None:
