@@ -158,7 +158,7 @@ def warp_images(images: Tensor, sizes: Tensor, geometry: Geometry) -> Tensor:
     sampled = F.grid_sample(images.double(), grid, mode="bilinear", padding_mode="border", align_corners=False)
     # Not rounded at the half: values are sums of powers of two, so that many would lie just there, and which way they go
     # would depend on the size of the canvas.
-    sampled = ((sampled / _VALUE_STEP + 0.3).floor() * _VALUE_STEP).float()
+    sampled = sampled.div_(_VALUE_STEP).add_(0.3).floor_().mul_(_VALUE_STEP).float()
     mean = _channels(IMAGENET_MEAN, images) * 255
     return torch.where(inside[:, None], sampled, mean)
 
