@@ -26,7 +26,7 @@ TRANSITION_SCHEMA = pa.schema(
         pa.field("action", pa.binary(), nullable=False),
         pa.field("next_labels", pa.binary(), nullable=False),
         pa.field("reward", pa.float32(), nullable=False),
-        pa.field("reward_parts", pa.list_(pa.float32())),
+        pa.field("reward_parts", pa.list_(pa.field("element", pa.float32()))),
         pa.field("value", pa.float32()),
         pa.field("terminated", pa.bool_(), nullable=False),
         pa.field("label_version", pa.int32(), nullable=False),
