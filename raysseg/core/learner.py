@@ -110,7 +110,7 @@ class SegmentationLearner(TorchLearner):
         training = self.settings.training
         module, optimiser = self._segmenter_module(), self.get_optimizer(SEGMENTER, "segmenter")
         weight = self._class_weight(version)
-        rows, seeds = np.asarray(records.column("row")), np.asarray(records.column("seed"))
+        rows, seeds = np.array(records.column("row")), np.array(records.column("seed"))
         losses, counts, parts, rate = [], [], self._minibatches(len(rows), epoch_ends), 0.0
         for index, part in enumerate(parts):
             rate = learning_rate * schedule_factor(training.optimiser, (first_update + index) / max(1, total_updates))
