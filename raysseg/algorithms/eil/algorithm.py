@@ -29,8 +29,8 @@ HISTOGRAM_BINS = 10_000
 class EIL(SegmentationAlgorithm):
     """Exploratory inference learning (Zhou et al., AAAI 2023) and the yardsticks of its tables.
 
-    Phases: pretrain → evaluate → (explore → infer → refine → evaluate) × stages. Policies without operators skip explore; `none` and
-    `full` skip infer.
+    Phases: pretrain → evaluate → (explore → infer → refine → evaluate) × stages. Policies without operators skip explore;
+    `none` and `full` skip infer.
     """
 
     settings: EILSettings
@@ -249,7 +249,7 @@ class EIL(SegmentationAlgorithm):
     def run_evaluate(self, position: Position) -> tuple[dict[str, Any], int, bool]:
         """Scores the segmenter and repeats the numbers of the label maps it was trained on."""
         self.sync_weights(SEGMENTER)
-        if position.stage == 0 or not self.label_numbers:
+        if position.stage == 0 or not self.settings.eil.extends:
             self.label_numbers = {"radius": 0, "labelled_share": self._labelled_share(self.training_version)}
         numbers, steps, over = super().run_evaluate(position)
         return {**numbers, **self.label_numbers}, steps, over
