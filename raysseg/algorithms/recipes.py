@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -14,9 +15,9 @@ from raysseg.algorithms.registry import Method, get_method
 from raysseg.configuration import load_settings
 from raysseg.core.modules import SEGMENTER
 from raysseg.core.progress import ProgressListener
-from raysseg.core.run import package_versions, read_settings, run_variant, write_atomically
+from raysseg.core.run import DATASET_FILE, package_versions, read_settings, run_variant, write_atomically
 from raysseg.core.settings import MethodSettings
-from raysseg.data import Store, open_dataset
+from raysseg.data import DatasetInfo, Store, open_dataset
 from raysseg.errors import InputError, nearest_name
 from raysseg.segmenters import Segmenter, build_segmenter
 
@@ -121,7 +122,10 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         key, equals, raw = override.partition("=")
         if not equals or not key:
             raise InputError(f"--set takes key=value, not '{override}'.")
-        _set(values, key, yaml.safe_load(raw))
+        try:
+            _set(values, key, yaml.safe_load(raw))
+        except yaml.YAMLError:
+            raise InputError(f"--set {override}: the value is not YAML.") from None
     return _resolve(label, values)
 
 
@@ -178,23 +182,24 @@ def train_recipe(
         InputError: before any actor starts, for data, weights, GPUs or a run directory that do not fit.
     """
     config_path = run_dir / "config.yaml"
-    if config_path.exists():
-        if not resume:
-            raise InputError(
-                f"The run directory {run_dir} is not empty; add --resume to continue it, or choose another --run-dir."
-            )
-        if config_path.read_text() != recipe.dump():
-            raise InputError(
-                f"The run directory {run_dir} was made with another configuration; "
-                "resume it with the same recipe and --set options."
-            )
+    if run_dir.exists() and not run_dir.is_dir():
+        raise InputError(f"The run directory {run_dir} is a file; choose another --run-dir.")
+    if run_dir.is_dir() and any(run_dir.iterdir()) and not resume:
+        raise InputError(
+            f"The run directory {run_dir} is not empty; add --resume to continue it, or choose another --run-dir."
+        )
+    if config_path.exists() and config_path.read_text() != recipe.dump():
+        raise InputError(
+            f"The run directory {run_dir} was made with another configuration; "
+            "resume it with the same recipe and --set options."
+        )
     data = recipe.pretraining(recipe.seeds[0]).data
     store = open_dataset(data, run_dir / "data")
     for split in (data.train_split, data.val_split):
         store.keys(split)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(config_path, recipe.dump())
-    write_atomically(run_dir / "versions.json", yaml.safe_dump(package_versions(), sort_keys=False))
+    write_atomically(run_dir / "versions.json", json.dumps(package_versions(), indent=1))
     summaries = []
     for seed in recipe.seeds:
         shared = _pretrain(recipe, run_dir, store, seed, resume=resume, listener_for=listener_for)
@@ -252,21 +257,49 @@ def _train(
         return run_variant(config, folder, resume=resume, listener=listener)
 
 
-def load_variant(folder: Path) -> tuple[MethodSettings, str, Segmenter]:
-    """Returns the settings of a finished variant, the address of its store, and its trained segmenter on the CPU.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedVariant:
+    """What a finished variant left: its settings, its classes and its trained segmenter on the CPU."""
+
+    folder: Path
+    settings: MethodSettings
+    info: DatasetInfo
+    segmenter: Segmenter
+    recorded_store: str
+
+    def store(self) -> Store:
+        """Opens the data that the variant was trained on; raises `InputError` where it has gone."""
+        try:
+            return Store.open(self.recorded_store)
+        except InputError:
+            # The run directory may have been moved, or its data removed to save space.
+            return open_dataset(self.settings.data, self.folder.parents[2] / "data")
+
+
+def load_variant(folder: Path) -> FinishedVariant:
+    """Reads a finished variant; its training data is not needed.
 
     Raises:
-        InputError: the folder is not a finished variant's, or its data has gone.
+        InputError: the folder is not a finished variant's.
     """
+    folder = folder.resolve()
     path = folder / "config.yaml"
     if not path.is_file():
         raise InputError(f"{folder} is not the folder of a trained variant: it has no config.yaml.")
     method = get_method(str((yaml.safe_load(path.read_text()) or {}).get("method", "")))
     settings = read_settings(folder, method.settings)
-    weights = folder / SEGMENTER / "online.safetensors"
-    if not weights.is_file():
+    weights, dataset = folder / SEGMENTER / "online.safetensors", folder / DATASET_FILE
+    if not weights.is_file() or not dataset.is_file():
         raise InputError(f"The variant in {folder} is not finished: it has no trained segmenter yet.")
-    run_dir = folder.parents[2] if folder.parent.parent.name == "variants" else folder.parents[1]
-    store = open_dataset(settings.data, run_dir / "data")
-    segmenter = build_segmenter(settings.segmenter.model_copy(update={"weights": str(weights)}), store.info.num_classes)
-    return settings, store.uri, segmenter.eval()
+    record = json.loads(dataset.read_text())
+    info = DatasetInfo(
+        **{
+            **record["info"],
+            "class_names": tuple(record["info"]["class_names"]),
+            "palette": tuple(tuple(colour) for colour in record["info"]["palette"]),
+        }
+    )
+    segmenter = build_segmenter(settings.segmenter.model_copy(update={"weights": str(weights)}), info.num_classes)
+    return FinishedVariant(
+        folder=folder, settings=settings, info=info, segmenter=segmenter.eval(), recorded_store=record["store"]
+    )

@@ -10,7 +10,7 @@ import torch
 
 from raysseg.algorithms.recipes import load_variant
 from raysseg.core.settings import EvaluationSettings
-from raysseg.core.workspace import Workspace, choose_device
+from raysseg.core.workspace import choose_device, low_precision
 from raysseg.data import DatasetInfo, Store
 from raysseg.evaluation import predict_probabilities
 
@@ -24,17 +24,15 @@ class TrainedVariant:
         flip: whether images also run mirrored, in place of the variant's own choice.
 
     Raises:
-        InputError: the folder is not a finished variant's, or its data has gone.
+        InputError: the folder is not a finished variant's.
     """
 
     def __init__(self, folder: Path, *, scales: Sequence[float] | None = None, flip: bool | None = None) -> None:
         self.folder = folder.resolve()
-        settings, store_uri, segmenter = load_variant(self.folder)
-        self._workspace = Workspace(
-            settings, store_uri, str(self.folder / "labels"), choose_device(torch.cuda.device_count())
-        )
-        self._segmenter = segmenter.to(self._workspace.device)
-        self.settings = settings
+        self._variant = load_variant(self.folder)
+        self.settings = settings = self._variant.settings
+        self._device = choose_device(torch.cuda.device_count())
+        self._segmenter = self._variant.segmenter.to(self._device)
         given = {"scales": None if scales is None else tuple(scales), "flip": flip}
         self.protocol: EvaluationSettings = settings.evaluation.model_copy(
             update={name: value for name, value in given.items() if value is not None}
@@ -43,13 +41,13 @@ class TrainedVariant:
 
     @property
     def store(self) -> Store:
-        """The data that the variant was trained on."""
-        return self._workspace.store
+        """The data that the variant was trained on; raises `InputError` where it has gone."""
+        return self._variant.store()
 
     @property
     def info(self) -> DatasetInfo:
         """The classes that the segmenter tells apart."""
-        return self.store.info
+        return self._variant.info
 
     def probabilities(self, image: np.ndarray) -> torch.Tensor:
         """Returns the class probabilities of one image of any size.
@@ -60,11 +58,11 @@ class TrainedVariant:
         Returns:
             float32 [K, H, W] on the segmenter's device; sums to 1 over K.
         """
-        pixels = torch.tensor(image).permute(2, 0, 1)[None].to(self._workspace.device)
+        pixels = torch.tensor(image).permute(2, 0, 1)[None].to(self._device)
         return predict_probabilities(
             self._segmenter,
             pixels,
             scales=self.protocol.scales,
             flip=self.protocol.flip,
-            autocast_dtype=self._workspace.low_precision,
+            autocast_dtype=low_precision(self.settings.engine.precision, self._device),
         )[0]

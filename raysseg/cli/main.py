@@ -6,8 +6,8 @@ Exit status 0 only when the work is done, 2 for bad input with one sentence on s
 from __future__ import annotations
 
 import sys
+from typing import Any
 
-import click
 import typer
 from ray.exceptions import RayTaskError
 
@@ -18,6 +18,9 @@ from raysseg.cli.predict import predict_command
 from raysseg.cli.report import report_command
 from raysseg.cli.train import recipes_command, train_command
 from raysseg.errors import InputError, NonFiniteError
+
+CLICK_ERROR: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+"""Typer carries its own copy of click, whose base error it does not export."""
 
 app = typer.Typer(
     name="raysseg",
@@ -44,10 +47,10 @@ def main() -> None:
     """Runs the command line and exits with its status."""
     try:
         status = app(standalone_mode=False)
-    except click.ClickException as error:
+    except CLICK_ERROR as error:
         error.show()
         sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         print("Interrupted; continue with --resume.", file=sys.stderr)
         sys.exit(130)
     except (InputError, NonFiniteError, RayTaskError) as error:

@@ -89,9 +89,9 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif kind is not None:
+        elif kind is not None and self._last_line is not None:
             self._write(f"stopped at {self._share()}")
-        elif not self._shown:
+        elif kind is None and not self._shown:
             self._line()
 
     def update(self, completed: float, total: float | None = None, **fields: Value) -> None:

@@ -65,6 +65,7 @@ class SegmentationVectorEnv(VectorEnv, abc.ABC):
         `[B]`, info.
         """
 
+    @torch.no_grad()
     def reset(  # type: ignore[override]
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -85,6 +86,7 @@ class SegmentationVectorEnv(VectorEnv, abc.ABC):
         self._finished = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
         return self.observe(rows, seeds), {}
 
+    @torch.no_grad()
     def step(  # type: ignore[override]
         self, actions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
@@ -128,6 +130,7 @@ class SingleImageEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         observation, info = self.vector_env.reset(options=options)
         return observation[0].float().cpu().numpy(), info
 
+    @torch.no_grad()
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Applies one action `[…]` float32."""
         actions = torch.as_tensor(np.asarray(action, dtype=np.float32))[None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -47,6 +48,8 @@ PACKAGES = (
     "numpy",
 )
 EVOLUTION_SAMPLES = 3
+DATASET_FILE = "dataset.json"
+"""Beside a variant's settings: the classes it tells apart and where its data was."""
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -207,6 +210,8 @@ def _finish(algorithm: SegmentationAlgorithm, folder: Path, writer: MetricsWrite
     settings = algorithm.settings
     module = algorithm.export_module()
     module.export(folder / SEGMENTER)
+    dataset = {"store": algorithm.store.uri, "info": dataclasses.asdict(algorithm.store.info)}
+    write_atomically(folder / DATASET_FILE, json.dumps(dataset, indent=1))
     stages = [row for row in writer.records() if row["phase"] == "evaluate"]
     last = stages[-1] if stages else {}
     if stages:

@@ -53,10 +53,7 @@ class Workspace:
     @property
     def low_precision(self) -> torch.dtype | None:
         """The dtype of autocast, or None where everything stays in fp32."""
-        precision = self.settings.engine.precision
-        if precision == "bf16" or (precision == "auto" and self.device.type == "cuda"):
-            return torch.bfloat16
-        return None
+        return low_precision(self.settings.engine.precision, self.device)
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
@@ -64,6 +61,11 @@ class Workspace:
         dtype = self.low_precision
         with torch.autocast(self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
             yield
+
+
+def low_precision(precision: str, device: torch.device) -> torch.dtype | None:
+    """Returns the dtype of autocast for the setting `engine.precision` on a device, or None for fp32."""
+    return torch.bfloat16 if precision == "bf16" or (precision == "auto" and device.type == "cuda") else None
 
 
 def choose_device(num_gpus: float) -> torch.device:

@@ -51,7 +51,8 @@ def variant_folder(run: Path, variant: str = "none") -> Path:
 
 
 def open_variant(run: Path) -> tuple[Store, Segmenter]:
-    _, uri, segmenter = load_variant(variant_folder(run))
+    variant = load_variant(variant_folder(run))
+    uri, segmenter = variant.store().uri, variant.segmenter
     return Store.open(uri), segmenter
 
 

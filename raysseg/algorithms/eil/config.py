@@ -31,6 +31,10 @@ class OperatorSettings(Settings):
         "hidden", description="[R] where the action enters the assessor; 'linear' is a negative control"
     )
     hidden_units: int = Field(256, ge=1, description="[R] units of the assessor's hidden layer")
+    assessor_start: Literal["kaiming", "zero"] = Field(
+        "kaiming",
+        description="[P] Kaiming for the last layers; 'zero' starts the assessor's last layer at 0, and so q [R]",
+    )
     searcher_bias: float = Field(
         0.0, description="[R] initial bias of the thresholds before the sigmoid; 0 starts at 0.5"
     )

@@ -125,12 +125,12 @@ def make_eil_env(run: str | None = None, **overrides: Any) -> SingleImageEnv:
     from raysseg.configuration import load_settings
 
     if run is not None:
-        settings, store_uri, segmenter = load_variant(Path(run))
-        assert isinstance(settings, EILSettings)
+        variant = load_variant(Path(run))
+        store_uri, segmenter, settings = variant.store().uri, variant.segmenter, variant.settings
         values = settings.model_dump()
         values["eil"] = {**values["eil"], **overrides}
         settings = load_settings(EILSettings, values, where="gymnasium.make")
-        labels_uri = str(Path(run) / "labels")
+        labels_uri = str(variant.folder / "labels")
     else:
         folder = tempfile.mkdtemp(prefix="raysseg-env-")
         values = {

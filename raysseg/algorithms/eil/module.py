@@ -131,6 +131,8 @@ class Assessor(nn.Module):
             if isinstance(layer, nn.Linear):
                 nn.init.kaiming_normal_(layer.weight)
                 nn.init.zeros_(layer.bias)
+        if options.operators.assessor_start == "zero":
+            nn.init.zeros_((self.head[-1] if isinstance(self.head, nn.Sequential) else self.head).weight)
 
     def forward(self, planes: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """Returns the value q."""
