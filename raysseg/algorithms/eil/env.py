@@ -116,7 +116,8 @@ def make_eil_env(run: str | None = None, **overrides: Any) -> SingleImageEnv:
     Args:
         run: folder of a finished variant (`…/variants/<name>/seed-<s>`), whose data and segmenter are played; without it, a few
             synthetic scenes and a small untrained segmenter, for trying an agent out.
-        overrides: options of EIL (`window`, `delta`, `action`, …) in place of those settings.
+        overrides: options of EIL (`window`, `delta`, `action`, …) in place of those settings. An episode goes through all stages unless
+            `exploration` is given.
 
     Raises:
         InputError: the folder is not a variant's, or an option is unknown.
@@ -144,6 +145,9 @@ def make_eil_env(run: str | None = None, **overrides: Any) -> SingleImageEnv:
         torch.manual_seed(settings.seed)
         segmenter = build_segmenter(settings.segmenter, Store.open(store_uri).info.num_classes)
         labels_uri = f"{folder}/labels"
+    if "exploration" not in overrides:
+        exploration = settings.eil.exploration.model_copy(update={"episode_steps": max(1, settings.eil.stages)})
+        settings = settings.model_copy(update={"eil": settings.eil.model_copy(update={"exploration": exploration})})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     workspace = Workspace(settings, store_uri, labels_uri, device)
     env = EILVectorEnv(
