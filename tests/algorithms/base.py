@@ -25,7 +25,10 @@ def weights_of(algorithm: SegmentationAlgorithm) -> dict[str, torch.Tensor]:
     """Returns copies of all tensors of all modules of the learner."""
     (module,) = algorithm.learner_group.foreach_learner(lambda learner: learner.module)
     networks = module.get()
-    return {f"{part}.{name}": value.clone() for part in networks.keys() for name, value in network.state_dict().items()}
+    tensors = {}
+    for part in networks.keys():  # noqa: SIM118  (a MultiRLModule iterates over pairs)
+        tensors |= {f"{part}.{name}": value.clone() for name, value in networks[part].state_dict().items()}
+    return tensors
 
 
 def numbers_of(record: dict[str, Any]) -> list[float]:
