@@ -13,6 +13,7 @@ what travels.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
@@ -44,7 +45,7 @@ class Position:
     step: int = 0
 
 
-class SegmentationAlgorithm(Algorithm):
+class SegmentationAlgorithm(Algorithm, abc.ABC):
     """Runs phases one small step at a time; `train()` does one step and its numbers are in `record`.
 
     A method implements `next_phase` and one function `run_<phase>(position) -> (record, steps done, phase is over)` for each of its
@@ -75,9 +76,9 @@ class SegmentationAlgorithm(Algorithm):
 
     # ---- the machine ------------------------------------------------------------------------------------------------
 
+    @abc.abstractmethod
     def next_phase(self, finished: Position | None) -> str:
         """Returns the phase after a finished one, or the first phase."""
-        raise NotImplementedError(f"{type(self).__name__} has no phases.")
 
     def next_stage(self, finished: Position) -> int:
         """Returns the stage that the phase after a finished one belongs to."""
@@ -117,9 +118,9 @@ class SegmentationAlgorithm(Algorithm):
         results["done"] = self.done
         return results
 
+    @abc.abstractmethod
     def iterations_left(self) -> int:
         """Returns an estimate of the iterations until the end, for the progress display."""
-        raise NotImplementedError(f"{type(self).__name__} does not know how much is left.")
 
     # ---- actors and learner -----------------------------------------------------------------------------------------
 
@@ -179,9 +180,9 @@ class SegmentationAlgorithm(Algorithm):
         return self._train_segmenter(position, training.stage_epochs, first_epoch=first_epoch)
 
     @property
+    @abc.abstractmethod
     def num_stages(self) -> int:
         """Number of stages after pre-training."""
-        raise NotImplementedError(f"{type(self).__name__} has no stages.")
 
     @property
     def training_version(self) -> int:

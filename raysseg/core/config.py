@@ -27,8 +27,7 @@ class SegmentationConfig(AlgorithmConfig):
     """RLlib's `AlgorithmConfig` with the typed settings of a raysseg variant in `settings`.
 
     Everything that the settings say about actors, learners and GPUs is carried over to RLlib's own keys; nothing else
-    of RLlib is
-    changed, so its other keys (fault tolerance, callbacks, debugging) work as documented there.
+    of RLlib is changed, so its other keys (fault tolerance, callbacks, debugging) work as documented there.
     """
 
     def __init__(self, algo_class: type | None = None) -> None:

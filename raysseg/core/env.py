@@ -93,8 +93,7 @@ class SegmentationVectorEnv(VectorEnv, abc.ABC):
         """Applies one action per image.
 
         All B episodes have the same length, so they end together; with SAME_STEP the next B episodes start in the
-        same step and
-        the last observation is `info["final_obs"]`.
+        same step and the last observation is `info["final_obs"]`.
         """
         observation, reward, terminated, truncated, info = self.advance(actions.to(self.device))
         if self.autoreset_mode == AutoresetMode.SAME_STEP and bool((terminated | truncated).all()):

@@ -1,12 +1,12 @@
 """The actor: rolls out episodes, infers label maps and scores images, each as ordered by the driver.
 
 Which images, under which seeds, is always part of the order, so the same order gives the same result on whichever
-actor, and an
-order whose actor died can be given to another one.
+actor, and an order whose actor died can be given to another one.
 """
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Collection
 from typing import Any
 
@@ -63,6 +63,7 @@ class SegmentationEnvRunner(EnvRunner, Checkpointable):
         assert self.module is not None
         return self.module[SEGMENTER]
 
+    @abc.abstractmethod
     def sample(self, *, records: pa.RecordBatch, context: dict[str, Any]) -> pa.RecordBatch:  # type: ignore[override]
         """Rolls out the ordered episodes.
 
@@ -73,7 +74,6 @@ class SegmentationEnvRunner(EnvRunner, Checkpointable):
         Returns:
             Transitions in the schema of `raysseg.core.rollout`.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not roll out episodes.")
 
     def evaluate(self, *, rows: np.ndarray, split: str) -> np.ndarray:
         """Scores images of a split against their ground truth.

@@ -1,8 +1,8 @@
 """The one schema of rollouts: what an actor sends, what the replay buffer holds and what is written as Parquet.
 
 A transition carries decisions, never dense tensors: the sample's key, the augmentation's seed, the action, compressed
-label maps,
-the reward and the versions of everything it was made with. The learner rebuilds the dense state next to the loss.
+label maps, the reward and the versions of everything it was made with. The learner rebuilds the dense state next to
+the loss.
 """
 
 from __future__ import annotations
