@@ -116,8 +116,8 @@ def make_eil_env(run: str | None = None, **overrides: Any) -> SingleImageEnv:
     Args:
         run: folder of a finished variant (`…/variants/<name>/seed-<s>`), whose data and segmenter are played; without it, a few
             synthetic scenes and a small untrained segmenter, for trying an agent out.
-        overrides: options of EIL (`window`, `delta`, `action`, …) in place of those settings. An episode goes through all stages unless
-            `exploration` is given.
+        overrides: options of EIL (`window`, `delta`, `action`, …) in place of those settings.
+            Unless `exploration` is given, an episode goes through all stages.
 
     Raises:
         InputError: the folder is not a variant's, or an option is unknown.
