@@ -248,10 +248,13 @@ def contrastive_reward(
         InputError: where the shapes do not fit, or for another distance.
     Source: EIL, Eq. 12; the split into parts is a reconstruction.
     """
-    features = features.float()
+    given, features = features, features.float()
     value, _ = reliability(features, counts, delta=delta, distance=distance)
     between, _ = reliability(features, next_counts, delta=delta, distance=distance)
-    next_value, _ = reliability(next_features, next_counts, delta=delta, distance=distance)
+    # A segmenter that stood still hands the same tensor on, whose value is known already.
+    next_value = between
+    if next_features is not given:
+        next_value, _ = reliability(next_features, next_counts, delta=delta, distance=distance)
     return ContrastiveReward(
         reward=next_value - value,
         relabelling=between - value,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
@@ -55,5 +57,17 @@ def operator_planes(features: Tensor, probabilities: Tensor, labels: Tensor) -> 
         for side, cells in zip(labels.shape[1:], (h, w), strict=True)
     )
     shares = counts / (rows[:, None] * columns)
-    averages = adaptive_avg_pool2d(probabilities, (h, w))
+    averages = _cell_means(probabilities, (h, w))
     return torch.cat((features, averages.to(features.dtype), shares.to(features.dtype)), dim=1)
+
+
+def _cell_means(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Averages [B, C, H, W] over each cell, [B, C, h, w]."""
+    height, width = values.shape[2:]
+    if height % size[0] or width % size[1]:
+        return adaptive_avg_pool2d(values, size)
+    # Whole strips are added four times as fast on a CPU as its pooling walks from cell to cell.
+    down, across = height // size[0], width // size[1]
+    rows = functools.reduce(torch.add, (values[:, :, offset::down] for offset in range(down)))
+    cells = functools.reduce(torch.add, (rows[..., offset::across] for offset in range(across)))
+    return cells / (down * across)
