@@ -50,8 +50,7 @@ class SegmentationEnvRunner(EnvRunner, Checkpointable):
         """Builds this actor's own networks; in serial mode the learner's are shared instead (`share_module`)."""
         self.module = self.config.get_multi_rl_module_spec(inference_only=True).build()
         for module in self.module.values():
-            module.to(self.device)
-        self.module.eval()
+            module.to(self.device).eval()
 
     def share_module(self, module: MultiRLModule) -> None:
         """Uses the learner's own networks: in one process nothing needs to be copied."""
