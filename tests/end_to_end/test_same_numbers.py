@@ -1,0 +1,75 @@
+"""One seed gives one result: twice in this process, and on remote actors with a remote learner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from end_to_end.conftest import label_tables, metrics, summary, variant
+from safetensors.torch import load_file
+
+import raysseg.algorithms  # noqa: F401  (registers the environment)
+from raysseg.errors import InputError
+
+Train = Callable[..., Path]
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(train: Train, tmp_path: Path) -> None:
+    first, second = train(tmp_path / "first"), train(tmp_path / "second")
+    assert metrics(first) == metrics(second)
+    assert len(metrics(first)) > 10
+    assert label_tables(first) == label_tables(second)
+    assert summary(first) == summary(second)
+    one, two = (load_file(variant(run) / "segmenter" / "online.safetensors") for run in (first, second))
+    assert all(torch.equal(two[name], value) for name, value in one.items())
+    other = train(tmp_path / "other", data__synthetic__seed=1)
+    assert metrics(other) != metrics(first)
+
+
+def test_a_remote_actor_and_a_remote_learner_give_the_serial_numbers(train: Train, tmp_path: Path) -> None:
+    serial = train(tmp_path / "serial")
+    remote = train(tmp_path / "remote", engine__num_env_runners=1, engine__num_learners=1)
+    for expected, row in zip(metrics(serial), metrics(remote), strict=True):
+        assert row == expected
+    assert label_tables(remote) == label_tables(serial)
+
+
+def test_two_actors_infer_what_one_process_infers(train: Train, tmp_path: Path) -> None:
+    changes = {"eil__policy": "fixed", "eil__thresholds": 0.6, "eil__window": 9}
+    serial = train(tmp_path / "serial", **changes)
+    two = train(tmp_path / "two", engine__num_env_runners=2, **changes)
+    assert label_tables(two) == label_tables(serial)
+    assert summary(two) == summary(serial)
+
+
+def test_two_actors_explore_twice_as_much(train: Train, tmp_path: Path) -> None:
+    two = train(tmp_path / "two", engine__num_env_runners=2)
+    rows = [row for row in metrics(two) if row["phase"] == "explore"]
+    assert [row["replay_size"] for row in rows] == [16, 16]
+    assert all(np.isfinite(row["assessor_loss"]) for row in rows)
+
+
+def test_a_finished_run_is_kept_and_not_run_over(train: Train, tmp_path: Path) -> None:
+    done = train(tmp_path / "run")
+    before = metrics(done)
+    with pytest.raises(InputError, match="not empty; add --resume"):
+        train(tmp_path / "run")
+    assert metrics(done) == before
+
+
+def test_a_finished_variant_is_an_environment(train: Train, tmp_path: Path) -> None:
+    done = train(tmp_path / "run", eil__policy="fixed")
+    env = gymnasium.make("raysseg/EIL-v0", run=str(variant(done)), window=5)
+    observation, _ = env.reset(seed=0)
+    rewards = []
+    for threshold in (0.3, 0.3):
+        observation, reward, terminated, truncated, _ = env.step(np.full(2, threshold, np.float32))
+        rewards.append(reward)
+    assert np.isfinite(observation).all()
+    assert any(rewards)
+    assert terminated
+    assert not truncated
