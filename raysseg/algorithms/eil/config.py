@@ -31,6 +31,9 @@ class OperatorSettings(Settings):
         "hidden", description="[R] where the action enters the assessor; 'linear' is a negative control"
     )
     hidden_units: int = Field(256, ge=1, description="[R] units of the assessor's hidden layer")
+    action_gain: float = Field(
+        1.0, gt=0, description="[R] factor on the centred action before the assessor's head, among 512 pooled features"
+    )
     assessor_start: Literal["kaiming", "zero"] = Field(
         "kaiming",
         description="[P] Kaiming for the last layers; 'zero' starts the assessor's last layer at 0, and so q [R]",
@@ -38,6 +41,13 @@ class OperatorSettings(Settings):
     searcher_bias: float = Field(
         0.0, description="[R] initial bias of the thresholds before the sigmoid; 0 starts at 0.5"
     )
+
+
+    @model_validator(mode="after")
+    def _gain_has_effect(self) -> OperatorSettings:
+        if self.fusion == "planes" and self.action_gain != 1.0:
+            raise ValueError("action_gain has no effect with the fusion 'planes'")
+        return self
 
 
 class ExplorationSettings(Settings):

@@ -118,6 +118,7 @@ class Assessor(nn.Module):
     def __init__(self, options: EILOptions, planes: int, num_classes: int, *, load: bool) -> None:
         super().__init__()
         self.fusion = options.operators.fusion
+        self.action_gain = options.operators.action_gain
         self.is_mask = options.action == "mask"
         size = 1 if self.is_mask else options.action_size(num_classes)
         extra = size if self.fusion == "planes" else 0
@@ -145,7 +146,8 @@ class Assessor(nn.Module):
             )
             return self.head(self.backbone(torch.cat([planes, tiled.to(planes.dtype)], 1)).mean((2, 3))).squeeze(1)
         pooled = self.backbone(planes).mean((2, 3))
-        return self.head(torch.cat([pooled, action.to(pooled.dtype)], 1)).squeeze(1)
+        centred = (action.to(pooled.dtype) - 0.5) * self.action_gain
+        return self.head(torch.cat([pooled, centred], 1)).squeeze(1)
 
 
 class OperatorsModule(TorchRLModule, InferenceOnlyAPI):
