@@ -197,6 +197,34 @@ def normalise(images: Tensor) -> Tensor:
     return (images.float() - 255 * mean) / (255 * std)
 
 
+def crop_and_flip(images: Tensor, maps: list[Tensor], sizes: Tensor, geometry: Geometry) -> tuple[Tensor, list[Tensor]]:
+    """Applies a geometry that only flips and crops by whole pixels, without interpolating anything.
+
+    The same values as `warp_images` and `warp_labels` in a fraction of the time; scaling and rotation are not looked at.
+
+    Args:
+        images: uint8 [B, 3, H, W].
+        maps: label maps, uint8 [B, H, W] each.
+        sizes: int64 [B, 2], height and width of every image.
+        geometry: drawn without scaling and rotation.
+    Returns:
+        The images, ImageNet-normalised float32 [B, 3, h, w] (0 beside an image), and the maps uint8 [B, h, w] (254 there).
+    Source: reconstruction (exploration keeps the window in the image's own pixels).
+    """
+    height, width = geometry.output_size
+    matrix = geometry.matrix.double()
+    column = matrix[:, 0, :1] * torch.arange(width, device=matrix.device) + matrix[:, 0, 2:]
+    row = matrix[:, 1, 1:2] * torch.arange(height, device=matrix.device) + matrix[:, 1, 2:]
+    x, y = column.round().long()[:, None, :], row.round().long()[:, :, None]
+    inside = (y >= 0) & (y < sizes[:, :1, None]) & (x >= 0) & (x < sizes[:, 1:, None])
+    index = torch.where(inside, y * images.shape[-1] + x, 0).flatten(1)
+    planes = torch.cat([images, torch.stack(maps, 1)], 1).flatten(2)
+    cut = planes.gather(2, index[:, None].expand(-1, planes.shape[1], -1)).unflatten(2, (height, width))
+    outside = ~inside[:, None]
+    labels = cut[:, 3:].masked_fill(outside, PADDING)
+    return normalise(cut[:, :3]).masked_fill_(outside, 0.0), list(labels.unbind(1))
+
+
 def _sampling_points(sizes: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor]:
     """Input coordinates x and y, float64 [B, h, w], and whether they lie on a pixel of the image, bool [B, h, w].
 

@@ -17,6 +17,7 @@ from raysseg.data.augmentation import (
     IMAGENET_STD,
     AugmentationSettings,
     Geometry,
+    crop_and_flip,
     draw_geometry,
     normalise,
     warp_images,
@@ -102,6 +103,17 @@ def test_flip_and_crop_alone_give_the_very_pixels(seed: int) -> None:
     ]
     assert len(windows) == 1
     assert torch.equal(cut(labels[0], *windows[0]), warped_label)
+
+
+@pytest.mark.parametrize("size", [(20, 24), (48, 40)])
+def test_flip_and_crop_without_sampling_gives_what_sampling_gives(size: tuple[int, int]) -> None:
+    images, labels, sizes = batch(6, 32, 28)
+    rigid = AugmentationSettings(scale=(1.0, 1.0), rotation=0.0, flip=0.5, crop=size)
+    geometry = draw_geometry(sizes, seeds_from(3, 6), rigid, output_size=size)
+    pixels, (looked_up, again) = crop_and_flip(images, [labels, labels.flip(0)], sizes, geometry)
+    assert torch.equal(looked_up, warp_labels(labels, sizes, geometry))
+    assert torch.equal(again, warp_labels(labels.flip(0), sizes, geometry))
+    torch.testing.assert_close(pixels, normalise(warp_images(images, sizes, geometry)), atol=1e-5, rtol=0)
 
 
 def cut(plane: Tensor, flipped: bool, top: int, left: int) -> Tensor:

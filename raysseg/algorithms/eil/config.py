@@ -42,7 +42,6 @@ class OperatorSettings(Settings):
         0.0, description="[R] initial bias of the thresholds before the sigmoid; 0 starts at 0.5"
     )
 
-
     @model_validator(mode="after")
     def _gain_has_effect(self) -> OperatorSettings:
         if self.fusion == "planes" and self.action_gain != 1.0:

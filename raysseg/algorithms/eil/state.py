@@ -10,8 +10,7 @@ import torch
 
 from raysseg.algorithms.eil.config import EILSettings
 from raysseg.core.workspace import Workspace
-from raysseg.data.augmentation import AugmentationSettings, Geometry, draw_geometry, normalise
-from raysseg.functional.constants import PADDING
+from raysseg.data.augmentation import AugmentationSettings, crop_and_flip, draw_geometry, normalise
 from raysseg.functional.label_inference import (
     candidates,
     expand_thresholds,
@@ -100,7 +99,7 @@ class StateBuilder:
         else:
             geometry = draw_geometry(sizes, seeds, self._exploration, output_size=self._exploration.crop or data.canvas)
             maps = [scribbles] if stored is scribbles else [scribbles, stored]
-            pixels, maps = _cut(images, maps, sizes, geometry)
+            pixels, maps = crop_and_flip(images, maps, sizes, geometry)
             scribbles, stored = maps[0], maps[-1]
         segmenter.eval()
         with self.workspace.autocast():
@@ -225,25 +224,3 @@ class StateBuilder:
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
-
-
-def _cut(
-    images: torch.Tensor, maps: list[torch.Tensor], sizes: torch.Tensor, geometry: Geometry
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Flips and crops images uint8 `[B, 3, H, W]` (returned normalised) and label maps uint8 `[B, H, W]`.
-
-    The same values as `warp_images` and `warp_labels`, for a geometry of whole pixels without rotation only: rows and
-    columns are then looked up apart and nothing is interpolated, which takes a fraction of the time.
-    """
-    height, width = geometry.output_size
-    matrix = geometry.matrix.double()
-    column = matrix[:, 0, :1] * torch.arange(width, device=matrix.device) + matrix[:, 0, 2:]
-    row = matrix[:, 1, 1:2] * torch.arange(height, device=matrix.device) + matrix[:, 1, 2:]
-    x, y = column.round().long()[:, None, :], row.round().long()[:, :, None]
-    inside = (y >= 0) & (y < sizes[:, :1, None]) & (x >= 0) & (x < sizes[:, 1:, None])
-    index = torch.where(inside, y * images.shape[-1] + x, 0).flatten(1)
-    planes = torch.cat([images, torch.stack(maps, 1)], 1).flatten(2)
-    cut = planes.gather(2, index[:, None].expand(-1, planes.shape[1], -1)).unflatten(2, (height, width))
-    outside = ~inside[:, None]
-    labels = cut[:, 3:].masked_fill(outside, PADDING)
-    return normalise(cut[:, :3]).masked_fill_(outside, 0.0), list(labels.unbind(1))
