@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 
@@ -163,9 +164,11 @@ class SegmentationAlgorithm(Algorithm, abc.ABC):
     def sync_weights(self, *modules: str) -> None:
         """Sends the named modules' weights to all remote actors; in serial mode they share them already."""
         if self.env_runner is None:
-            self.env_runner_group.sync_weights(
-                policies=list(modules), from_worker_or_learner_group=self.learner_group, inference_only=True
-            )
+            # RLlib's own sync_weights leaves out an actor that has not yet taken over the weights before; here they must arrive.
+            components = [f"learner/rl_module/{module}" for module in modules]
+            state = self.learner_group.get_state(components=components, inference_only=True)["learner"]
+            weights = ray.put({name: state[name] for name in ("rl_module", "weights_seq_no")})
+            self.env_runner_group.foreach_env_runner("set_state", kwargs={"state": weights}, local_env_runner=False)
 
     # ---- phases that every method has -------------------------------------------------------------------------------
 
