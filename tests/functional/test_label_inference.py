@@ -255,15 +255,14 @@ def test_a_label_can_be_revised_by_a_near_label_of_another_class() -> None:
 
 
 def test_thresholds_by_the_number_of_actions() -> None:
-    assert expand_thresholds(torch.tensor([[0.3]]), 4, True).tolist() == torch.tensor([[0.3] * 4]).tolist()
+    assert expand_thresholds(torch.tensor([[0.3]]), 4).tolist() == torch.tensor([[0.3] * 4]).tolist()
     pair = torch.tensor([[0.25, 0.75]])
-    assert expand_thresholds(pair, 4, True).tolist() == [[0.75, 0.25, 0.25, 0.25]]
-    assert expand_thresholds(pair, 2, True).tolist() == [[0.75, 0.25]]
-    assert torch.equal(expand_thresholds(pair, 4, False), expand_thresholds(pair, 4, True))
+    assert expand_thresholds(pair, 4).tolist() == [[0.75, 0.25, 0.25, 0.25]]
+    assert expand_thresholds(pair, 2).tolist() == [[0.75, 0.25]]
     each = torch.tensor([[0.1, 0.2, 0.3]])
-    assert torch.equal(expand_thresholds(each, 3, True), each)
+    assert torch.equal(expand_thresholds(each, 3), each)
     with pytest.raises(InputError, match="A of 1, 2 or 4"):
-        expand_thresholds(each, 4, True)
+        expand_thresholds(each, 4)
 
 
 @pytest.mark.parametrize("window", [None, 5])
