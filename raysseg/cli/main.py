@@ -5,6 +5,7 @@ Exit status 0 only when the work is done, 2 for bad input with one sentence on s
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Any
 
@@ -45,6 +46,8 @@ def _cause(error: BaseException) -> BaseException:
 
 def main() -> None:
     """Runs the command line and exits with its status."""
+    for name in ("ray.rllib", "ray._common.deprecation"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         status = app(standalone_mode=False)
     except CLICK_ERROR as error:

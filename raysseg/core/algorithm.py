@@ -146,7 +146,10 @@ class SegmentationAlgorithm(Algorithm, abc.ABC):
                 local_env_runner=False,
                 remote_worker_ids=[worker for worker, _ in pairs],
             )
-            results.update(answers)
+            for index, result, error in answers:
+                if error is not None:
+                    raise error
+                results[index] = result
             if len(answers) < len(pairs):
                 self.restore_env_runners(self.env_runner_group)
         return [results[index] for index in range(len(orders))]
@@ -304,11 +307,17 @@ class SegmentationAlgorithm(Algorithm, abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class _Order:
-    """An order on its way to a remote actor; the answer carries its number."""
+    """An order on its way to a remote actor; the answer carries its number, and what went wrong if something did.
+
+    An exception that left the actor would make RLlib restart it, and the order would fail on the next one as well.
+    """
 
     function: str
     index: int
     arguments: dict[str, Any]
 
-    def __call__(self, runner: Any) -> tuple[int, Any]:
-        return self.index, getattr(runner, self.function)(**self.arguments)
+    def __call__(self, runner: Any) -> tuple[int, Any, Exception | None]:
+        try:
+            return self.index, getattr(runner, self.function)(**self.arguments), None
+        except Exception as error:
+            return self.index, None, error

@@ -59,6 +59,7 @@ class SegmentationConfig(AlgorithmConfig):
         self.framework("torch")
         self.env_runners(
             num_env_runners=engine.num_env_runners,
+            create_local_env_runner=engine.num_env_runners == 0,
             num_cpus_per_env_runner=engine.num_cpus_per_env_runner,
             num_gpus_per_env_runner=engine.num_gpus_per_env_runner,
         )

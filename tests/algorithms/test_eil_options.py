@@ -302,7 +302,7 @@ def test_each_operator_has_its_own_optimiser(bench: MakeBench, name: str) -> Non
 
 
 def test_the_searcher_climbs_the_assessor(bench: MakeBench) -> None:
-    one = bench(eil__exploration__searcher_optimiser={"name": "sgd", "momentum": 0.0, "learning_rate": 1e-2})
+    one = bench(eil__exploration__searcher_optimiser={"name": "sgd", "momentum": 0.0, "learning_rate": 1e-4})
     module, records = one.learner._operators(), one.sample()
     planes = one.learner._rebuild(records)[0].planes()
 

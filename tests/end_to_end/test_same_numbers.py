@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
+from algorithms.tiny_eil import build, settings_of
 from end_to_end.conftest import label_tables, metrics, summary, variant
 from safetensors.torch import load_file
 
 import raysseg.algorithms  # noqa: F401  (registers the environment)
+from raysseg.core.modules import SEGMENTER
+from raysseg.data import open_dataset
 from raysseg.errors import InputError
 
 Train = Callable[..., Path]
@@ -73,3 +78,25 @@ def test_a_finished_variant_is_an_environment(train: Train, tmp_path: Path) -> N
     assert any(rewards)
     assert terminated
     assert not truncated
+
+
+def test_weights_reach_an_actor_that_is_busy(tmp_path: Path, ray_session: None) -> None:
+    def fill(learner: Any) -> None:
+        with torch.no_grad():
+            learner.module[SEGMENTER].unwrapped().online.decoder.head.bias.add_(1000.0)
+
+    # Functions of the test itself: an actor cannot import this file.
+    def bias(runner: Any) -> float:
+        return float(runner.segmenter.online.decoder.head.bias.mean())
+
+    store_uri = open_dataset(settings_of().data, tmp_path / "data").uri
+    algorithm = build(settings_of(engine__num_env_runners=1), tmp_path / "run", store_uri)
+    group = algorithm.env_runner_group
+    try:
+        group.foreach_env_runner_async_fetch_ready(lambda runner: time.sleep(2), tag="set_state")
+        for _ in range(2):
+            algorithm.learner_group.foreach_learner(fill)
+            algorithm.sync_weights(SEGMENTER)
+        assert group.foreach_env_runner(bias, local_env_runner=False) == [pytest.approx(2000, abs=10)]
+    finally:
+        algorithm.stop()

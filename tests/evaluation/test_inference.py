@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from raysseg.data.augmentation import normalise
 from torch.nn import functional as F
 
+from raysseg.data.augmentation import normalise
 from raysseg.errors import InputError
 from raysseg.evaluation import PAPER_SCALES, predict_probabilities
 from raysseg.segmenters import Segmenter, SegmenterSettings, build_segmenter, upsample_logits
