@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -49,7 +50,8 @@ def train_command(
     rows = comparison_table(load_variant_runs([folder]))
     (folder / "table.md").write_text(markdown_table(rows))
     report = write_report([folder], folder / "report.html")
-    console = Console()
+    # Without a terminal rich assumes 80 columns, which cuts the table to pieces.
+    console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(rich_table(rows))
     pictures = sorted(folder.glob("variants/*/seed-*/pictures/evolution.png"))
     console.print(f"Table     {folder / 'table.md'}", soft_wrap=True, highlight=False)
