@@ -65,7 +65,10 @@ def test_a_checkpoint_without_manifest_does_not_count(tmp_path: Path) -> None:
 
 def test_the_same_iteration_may_be_written_again(tmp_path: Path) -> None:
     (save(3, tmp_path) / "learner" / "weights.bin").write_bytes(b"old")
-    checkpoint.verify(save(3, tmp_path))
+    again = save(3, tmp_path)
+    checkpoint.verify(again)
+    assert checkpoint.newest(tmp_path) == again
+    assert (again / "learner" / "weights.bin").read_bytes() != b"old"
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "changed"])
