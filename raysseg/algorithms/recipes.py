@@ -13,9 +13,10 @@ import yaml
 
 from raysseg.algorithms.registry import Method, get_method
 from raysseg.configuration import load_settings
+from raysseg.core.metrics_writer import write_atomically
 from raysseg.core.modules import SEGMENTER
 from raysseg.core.progress import ProgressListener
-from raysseg.core.run import DATASET_FILE, package_versions, read_settings, run_variant, write_atomically
+from raysseg.core.run import DATASET_FILE, package_versions, read_settings, run_variant
 from raysseg.core.settings import MethodSettings
 from raysseg.data import DatasetInfo, Store, open_dataset
 from raysseg.errors import InputError, nearest_name

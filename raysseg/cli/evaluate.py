@@ -18,7 +18,7 @@ from rich.text import Text
 from raysseg.algorithms.trained import TrainedVariant
 from raysseg.cli.inference_options import FlipOption, ScalesOption, parse_scales
 from raysseg.cli.progress import Progress
-from raysseg.core.run import write_atomically
+from raysseg.core.metrics_writer import write_atomically
 from raysseg.data import Store
 from raysseg.errors import InputError
 from raysseg.evaluation import Scores, confusion_matrix

@@ -11,7 +11,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ import numpy as np
 import ray
 import torch
 import yaml
-from torch.utils.tensorboard import SummaryWriter
 
 from raysseg.core import checkpoint
 from raysseg.core.algorithm import SegmentationAlgorithm
 from raysseg.core.config import SegmentationConfig
+from raysseg.core.metrics_writer import MetricsWriter, write_atomically
 from raysseg.core.modules import SEGMENTER
 from raysseg.core.progress import ProgressListener, Silent
 from raysseg.core.settings import MethodSettings
@@ -52,13 +52,6 @@ DATASET_FILE = "dataset.json"
 """Beside a variant's settings: the classes it tells apart and where its data was."""
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file under a temporary name and renames it, so that it is whole or not there."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text)
-    temporary.rename(path)
-
-
 def package_versions() -> dict[str, str]:
     """Returns the versions of Python, the platform and everything that results depend on."""
     versions = {"python": platform.python_version(), "platform": platform.platform(terse=True)}
@@ -77,50 +70,6 @@ def start_ray() -> None:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-
-
-class MetricsWriter:
-    """Writes `metrics.jsonl` (deterministic numbers), `timings.jsonl` (everything that depends on the clock) and TensorBoard files.
-
-    Args:
-        folder: the variant's folder.
-        iteration: the last iteration that counts; later lines, written before a kill, are removed.
-    """
-
-    def __init__(self, folder: Path, iteration: int) -> None:
-        self._files = [folder / "metrics.jsonl", folder / "timings.jsonl"]
-        for path in self._files:
-            kept = [line for line in self._lines(path) if json.loads(line)["iteration"] <= iteration]
-            write_atomically(path, "".join(f"{line}\n" for line in kept))
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=iteration + 1)
-
-    @staticmethod
-    def _lines(path: Path) -> Iterator[str]:
-        if not path.exists():
-            return
-        for line in path.read_text().splitlines():
-            try:
-                json.loads(line)
-            except json.JSONDecodeError:
-                return
-            yield line
-
-    def write(self, record: dict[str, Any], timing: dict[str, Any]) -> None:
-        """Appends one iteration."""
-        for path, row in zip(self._files, (record, {"iteration": record["iteration"], **timing}), strict=True):
-            with path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        for name, value in {**record, **timing}.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                self._board.add_scalar(f"{record['phase']}/{name}", value, record["iteration"])
-
-    def records(self) -> list[dict[str, Any]]:
-        """Returns all lines of `metrics.jsonl`."""
-        return [json.loads(line) for line in self._lines(self._files[0])]
-
-    def close(self) -> None:
-        """Closes the TensorBoard file."""
-        self._board.close()
 
 
 def run_variant(

@@ -55,15 +55,54 @@ class TrainingSettings(Settings):
     )
 
 
+class ReplaySettings(Settings):
+    """How transitions are kept and drawn."""
+
+    capacity: int = Field(1024, ge=1, description="[R] transitions; EIL's paper names no replay")
+    priority_exponent: float = Field(
+        0.0, ge=0, le=1, description="[R] 0 draws uniformly; else in proportion to |temporal-difference error|^exponent"
+    )
+    importance_exponent: float = Field(
+        0.4, ge=0, le=1, description="[R] how far importance weights undo the priorities; used where they are on"
+    )
+    shards: int = Field(0, ge=0, description="actors that hold the buffer between them; 0 keeps it in the driver")
+
+
 class EngineSettings(Settings):
     """How the work is laid out over Ray actors, learners and devices."""
 
+    mode: Literal["synchronous", "asynchronous"] = Field(
+        "synchronous", description="asynchronous: actors sample ahead while the learner updates; needs remote actors"
+    )
     num_env_runners: int = Field(0, ge=0, description="remote actors; 0 runs everything in this process")
     num_cpus_per_env_runner: float = Field(1.0, ge=0)
     num_gpus_per_env_runner: float = Field(0.0, ge=0, description="a fraction shares one GPU between actors")
-    num_learners: int = Field(0, ge=0, le=1, description="0: the learner lives in this process; 1: a remote learner")
+    num_learners: int = Field(
+        0, ge=0, description="0: the learner lives in this process; n: remote learners that share every minibatch"
+    )
+    num_cpus_per_learner: float = Field(1.0, ge=0, description="of a remote learner")
     num_gpus_per_learner: float | Literal["auto"] = Field(
         "auto", description="auto: 1 where this machine has a GPU, else 0"
+    )
+    rollouts_ahead: int = Field(
+        2, ge=1, description="asynchronous: rollouts per actor that are under way or not yet learned from"
+    )
+    rollouts_per_update: float = Field(
+        1.0, gt=0, description="asynchronous: new rollouts that pay for one update of the method's networks"
+    )
+    max_policy_lag: int | None = Field(
+        None, ge=0, description="policy versions after which a transition is dropped and counted; none keeps all"
+    )
+    broadcast_interval: int = Field(1, ge=1, description="updates between two weights that actors can pull")
+    stall_seconds: float = Field(
+        30.0, gt=0, description="after this long without an answer an actor's order goes to another one as well"
+    )
+    prefetch: int = Field(1, ge=0, description="minibatches made ready on the learner's device ahead of their update")
+    gradient_accumulation: int = Field(
+        1, ge=1, description="parts of a minibatch that are passed one after the other to save memory"
+    )
+    max_learner_restarts: int = Field(
+        3, ge=0, description="times that a run goes on from its newest checkpoint after a learner died"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU")
     cache_mib: int = Field(2048, ge=0, description="a split smaller than this stays decoded on the device")
@@ -77,6 +116,14 @@ class EngineSettings(Settings):
     torch_threads: int | None = Field(
         None, ge=1, description="threads of torch in every process; none leaves torch's own"
     )
+
+    @model_validator(mode="after")
+    def _possible(self) -> EngineSettings:
+        if self.mode == "asynchronous" and self.num_env_runners == 0:
+            raise ValueError(
+                "mode is 'asynchronous' but num_env_runners is 0: sampling ahead needs at least one remote actor"
+            )
+        return self
 
 
 class EvaluationSettings(Settings):
@@ -104,7 +151,7 @@ class MethodSettings(Settings):
     def _remote_learner_needs_actors(self) -> MethodSettings:
         if self.engine.num_learners > 0 and self.engine.num_env_runners == 0:
             raise ValueError(
-                "engine.num_learners is 1 but engine.num_env_runners is 0: "
+                f"engine.num_learners is {self.engine.num_learners} but engine.num_env_runners is 0: "
                 "a remote learner needs at least one remote actor"
             )
         return self

@@ -362,7 +362,7 @@ def test_numbers_of_stages_updates_and_transitions(trained: Train) -> None:
         "eil__stages": 1,
         "eil__exploration__updates_per_stage": 3,
         "eil__exploration__rollout_batch_size": 3,
-        "eil__exploration__replay_capacity": 4,
+        "eil__exploration__replay__capacity": 4,
         "engine__updates_per_iteration": 1,
     }
     algorithm, records = trained(**changes)

@@ -11,7 +11,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from raysseg.configuration import Settings
 from raysseg.core.config import SegmentationConfig, any_space
-from raysseg.core.settings import MethodSettings, OptimiserSettings
+from raysseg.core.settings import MethodSettings, OptimiserSettings, ReplaySettings
 
 Policy = Literal["none", "random", "fixed", "quantile", "moving_quantile", "searcher", "greedy", "oracle", "full"]
 LEARNED_GATES = ("positive",)
@@ -63,7 +63,7 @@ class ExplorationSettings(Settings):
     uniform_share: float = Field(
         0.0, ge=0, le=1, description="[R] share of actions replaced by uniform ones; 0.5 makes the assessor right"
     )
-    replay_capacity: int = Field(1024, ge=1, description="[R] transitions; the paper names no replay")
+    replay: ReplaySettings = Field(ReplaySettings(), description="[R] the paper names no replay")
     kappa: float = Field(0.001, gt=0, le=1, description="[R] rate of the moving-average targets, per update")
     episode_steps: int = Field(1, ge=1, description="[R] label inferences per episode; one-step bootstrapping needs 1")
     augment: bool = Field(True, description="[R] flip and crop without rescaling, so that the window stays in pixels")
