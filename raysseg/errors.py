@@ -1,4 +1,4 @@
-"""The two kinds of failure that a user meets, each one clear sentence."""
+"""The failures that a user meets, each one clear sentence."""
 
 from __future__ import annotations
 
@@ -12,6 +12,22 @@ class InputError(ValueError):
 
 class NonFiniteError(RuntimeError):
     """A loss or a reward is not finite; the message names the step, the tensor and the sample keys that held it."""
+
+
+class ActorsLostError(RuntimeError):
+    """All actors died and none came back; the message says how many there were and what the last one said."""
+
+
+class LearnerLostError(RuntimeError):
+    """A learner's process died; the run goes on from its newest checkpoint."""
+
+
+class Stopped(RuntimeError):
+    """The run was asked to stop (a signal, a preemption notice); a checkpoint was written and `--resume` goes on."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:
