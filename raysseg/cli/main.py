@@ -18,7 +18,10 @@ from raysseg.cli.evaluate import evaluate_command
 from raysseg.cli.predict import predict_command
 from raysseg.cli.report import report_command
 from raysseg.cli.train import recipes_command, train_command
-from raysseg.errors import InputError, NonFiniteError
+from raysseg.errors import ActorsLostError, InputError, LearnerLostError, NonFiniteError, Stopped
+
+SENTENCES = (InputError, NonFiniteError, ActorsLostError, LearnerLostError)
+"""Errors whose message is all that a user needs."""
 
 CLICK_ERROR: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 """Typer carries its own copy of click, whose base error it does not export."""
@@ -56,9 +59,12 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         print("Interrupted; continue with --resume.", file=sys.stderr)
         sys.exit(130)
-    except (InputError, NonFiniteError, RayTaskError) as error:
+    except Stopped as error:
+        print(error, file=sys.stderr)
+        sys.exit(128 + error.signal_number)
+    except (*SENTENCES, RayTaskError) as error:
         cause = _cause(error)
-        if not isinstance(cause, (InputError, NonFiniteError)):
+        if not isinstance(cause, SENTENCES):
             raise
         print(" ".join(str(cause).split()), file=sys.stderr)
         sys.exit(2 if isinstance(cause, InputError) else 1)

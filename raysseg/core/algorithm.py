@@ -3,12 +3,12 @@
 What each part waits for (synchronous and serial modes):
 
     driver ── orders (rows, seeds, versions) ──▶ env runners ── rollouts, label maps, confusion matrices ──▶ driver
-      │                                              ▲                                                        │
-      │                                              └── weights, when a phase or an update changed them ─────┤
-      └── work (decisions from replay, epochs' rows and seeds) ──▶ learner ── losses ─────────────────────────┘
+      │         with the newest weights' reference     │                                                      │
+      │                                                └── pull weights that are newer than theirs ◀── store ◀┤
+      └── work (decisions from replay, epochs' rows and seeds) ──▶ learners ── losses, weights ───────────────┘
 
-The driver waits for all actors of one order, then for the learner. Asynchronous sampling changes only who waits, not
-what travels.
+The driver waits for the answers of all orders, whoever gives them, then for the learners. In asynchronous mode
+(`raysseg.core.asynchronous`) only who waits changes, not what travels.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 
 from raysseg.core import rollout
+from raysseg.core.actor_pool import ActorPool
+from raysseg.core.learner_client import LearnerClient
 from raysseg.core.modules import SEGMENTER, SegmenterModule
 from raysseg.core.seeding import draw_order, draw_seeds
 from raysseg.core.settings import MethodSettings
+from raysseg.core.telemetry import Telemetry
 from raysseg.core.work import LearnerWork
 from raysseg.data.label_store import LabelStore
 from raysseg.data.store import Store
@@ -71,9 +73,26 @@ class SegmentationAlgorithm(Algorithm, abc.ABC):
         self.elapsed = 0.0
         self.record: dict[str, Any] = {}
         self.images_per_second = 0.0
+        self.telemetry = Telemetry()
+        self.should_stop: Callable[[], bool] = lambda: False
+        self.learner = LearnerClient(self.learner_group)
+        self.pool: ActorPool | None = None
+        self.weights: dict[str, tuple[int, list[ray.ObjectRef]]] = {}
+        self._published: dict[str, int] = {}
+        self._publications = 0
         if self.env_runner is not None:
             learners = self.learner_group.foreach_learner(lambda learner: learner.module)
             self.env_runner.share_module(next(iter(learners)).get())
+        else:
+            self.pool = ActorPool(
+                self.env_runner_group._worker_manager.actors(),
+                stall_seconds=self.settings.engine.stall_seconds,
+                on_death=self._count_death,
+            )
+
+    def _count_death(self, lost: int) -> None:
+        self.telemetry.actor_died()
+        self.telemetry.lost(lost)
 
     # ---- the machine ------------------------------------------------------------------------------------------------
 
@@ -126,52 +145,47 @@ class SegmentationAlgorithm(Algorithm, abc.ABC):
     # ---- actors and learner -----------------------------------------------------------------------------------------
 
     def map_runners(self, function: str, orders: Sequence[dict[str, Any]]) -> list[Any]:
-        """Gives every order to some actor and returns the results in the orders' sequence.
+        """Gives every order to some actor, with the newest weights, and returns the results in the orders' sequence.
 
-        An order whose actor dies goes to another one; results are pure functions of their orders, so nothing changes.
+        An order whose actor died or fell silent goes to another one; results are pure functions of their orders, so
+        nothing changes.
         """
-        if self.env_runner is not None:
+        if self.pool is None:
             return [getattr(self.env_runner, function)(**order) for order in orders]
-        results: dict[int, Any] = {}
-        while len(results) < len(orders):
-            open_orders = [index for index in range(len(orders)) if index not in results]
-            workers = self.env_runner_group.healthy_worker_ids()
-            if not workers:
-                self.restore_env_runners(self.env_runner_group)
-                time.sleep(0.2)
-                continue
-            pairs = list(zip(workers, open_orders, strict=False))
-            answers = self.env_runner_group.foreach_env_runner(
-                [_Order(function, index, orders[index]) for _, index in pairs],
-                local_env_runner=False,
-                remote_worker_ids=[worker for worker, _ in pairs],
-            )
-            for index, result, error in answers:
-                if error is not None:
-                    raise error
-                results[index] = result
-            if len(answers) < len(pairs):
-                self.restore_env_runners(self.env_runner_group)
-        return [results[index] for index in range(len(orders))]
+        results = self.pool.map(function, orders, self.weights)
+        self.telemetry.actors(self.pool.alive, self.pool.total)
+        return results
 
     @property
     def num_actors(self) -> int:
         """Number of processes that take orders."""
         return max(1, self.settings.engine.num_env_runners)
 
-    def learn(self, kind: str, records: pa.RecordBatch, **context: Any) -> dict[str, float]:
-        """Gives the learner one work order and returns its numbers."""
-        results = self.learner_group.update(training_data=LearnerWork(kind=kind, records=records, context=context))
-        return dict(results[0])
+    def learn(self, work: LearnerWork) -> dict[str, Any]:
+        """Lets the learners do one work order and returns its numbers."""
+        numbers = dict(self.learner.update(work))
+        self.telemetry.update(**numbers.pop("timing"))
+        return numbers
 
-    def sync_weights(self, *modules: str) -> None:
-        """Sends the named modules' weights to all remote actors; in serial mode they share them already."""
-        if self.env_runner is None:
-            # RLlib's own sync_weights leaves out an actor that has not yet taken over the weights before; here they must arrive.
-            components = [f"learner/rl_module/{module}" for module in modules]
-            state = self.learner_group.get_state(components=components, inference_only=True)["learner"]
-            weights = ray.put({name: state[name] for name in ("rl_module", "weights_seq_no")})
-            self.env_runner_group.foreach_env_runner("set_state", kwargs={"state": weights}, local_env_runner=False)
+    def module_version(self, module: str) -> int:
+        """Returns the version of a module's weights: the segmenter's, or the policy's."""
+        return self.segmenter_version if module == SEGMENTER else self.policy_version
+
+    def publish(self, *modules: str) -> None:
+        """Puts the named modules' weights where actors pull them with their next order; what is published already stays.
+
+        In serial mode the actor shares the learner's networks.
+        """
+        stale = tuple(module for module in modules if self._published.get(module) != self.module_version(module))
+        if self.pool is not None and stale:
+            self.take_weights(self.learner.publish(stale), *stale)
+
+    def take_weights(self, reference: ray.ObjectRef, *modules: str) -> None:
+        """Takes the reference of the named modules' newest weights, which every order carries from now on."""
+        self._publications += 1
+        for module in modules:
+            self.weights[module] = (self._publications, [reference])
+            self._published[module] = self.module_version(module)
 
     # ---- phases that every method has -------------------------------------------------------------------------------
 
@@ -225,27 +239,25 @@ class SegmentationAlgorithm(Algorithm, abc.ABC):
             else training.pretrain_epochs
             + (0 if training.refine_learning_rate is not None else self.num_stages * training.stage_epochs)
         )
-        numbers = self.learn(
-            "segmenter",
-            rollout.order(np.concatenate(rows), np.concatenate(seeds)),
-            version=self.training_version,
-            first_update=(first_epoch - origin) * per_epoch + position.step,
-            total_updates=horizon * per_epoch,
-            learning_rate=training.refine_learning_rate if restart else training.optimiser.learning_rate,
-            epoch_ends=ends,
-            seed=self.settings.seed,
-        )
+        context = {
+            "version": self.training_version,
+            "first_update": (first_epoch - origin) * per_epoch + position.step,
+            "total_updates": horizon * per_epoch,
+            "learning_rate": training.refine_learning_rate if restart else training.optimiser.learning_rate,
+            "epoch_ends": ends,
+            "seed": self.settings.seed,
+        }
+        records = rollout.order(np.concatenate(rows), np.concatenate(seeds))
+        numbers = self.learn(LearnerWork(kind="segmenter", records=records, context=context))
         self.segmenter_version += steps
         self.images_per_second = sum(len(r) for r in rows) / (time.perf_counter() - start)
         over = position.step + steps >= epochs * per_epoch
-        if over:
-            self.sync_weights(SEGMENTER)
         return {"epoch": first_epoch + (position.step + steps) / per_epoch, **numbers}, steps, over
 
     def run_evaluate(self, position: Position) -> tuple[dict[str, Any], int, bool]:
         """Scores the segmenter on the validation split, spread over the actors."""
-        split = self.settings.data.val_split
-        return self.score(split), 1, True
+        self.publish(SEGMENTER)
+        return self.score(self.settings.data.val_split), 1, True
 
     def score(self, split: str) -> dict[str, Any]:
         """Returns mIoU and its companions on a split, from one confusion matrix over the whole set."""
@@ -288,6 +300,7 @@ class SegmentationAlgorithm(Algorithm, abc.ABC):
             "segmenter_version": self.segmenter_version,
             "policy_version": self.policy_version,
             "elapsed": self.elapsed,
+            "telemetry": self.telemetry.get_state(),
         }
         return state
 
@@ -302,22 +315,5 @@ class SegmentationAlgorithm(Algorithm, abc.ABC):
         self.segmenter_version = own["segmenter_version"]
         self.policy_version = own["policy_version"]
         self.elapsed = own["elapsed"]
+        self.telemetry.set_state(own["telemetry"])
         self.label_store.remove_after(self.label_version)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Order:
-    """An order on its way to a remote actor; the answer carries its number, and what went wrong if something did.
-
-    An exception that left the actor would make RLlib restart it, and the order would fail on the next one as well.
-    """
-
-    function: str
-    index: int
-    arguments: dict[str, Any]
-
-    def __call__(self, runner: Any) -> tuple[int, Any, Exception | None]:
-        try:
-            return self.index, getattr(runner, self.function)(**self.arguments), None
-        except Exception as error:
-            return self.index, None, error

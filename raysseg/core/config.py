@@ -51,7 +51,9 @@ class SegmentationConfig(AlgorithmConfig):
         learner_gpus = engine.num_gpus_per_learner
         if learner_gpus == "auto":
             learner_gpus = 1.0 if torch.cuda.is_available() else 0.0
-        self._check_gpus(float(learner_gpus) + engine.num_env_runners * engine.num_gpus_per_env_runner)
+        self._check_gpus(
+            float(learner_gpus) * max(1, engine.num_learners) + engine.num_env_runners * engine.num_gpus_per_env_runner
+        )
         self.settings = settings
         self.run_dir = run_dir
         self.store_uri = store_uri or open_dataset(settings.data, f"{run_dir}/data").uri
@@ -63,9 +65,15 @@ class SegmentationConfig(AlgorithmConfig):
             num_cpus_per_env_runner=engine.num_cpus_per_env_runner,
             num_gpus_per_env_runner=engine.num_gpus_per_env_runner,
         )
-        self.learners(num_learners=engine.num_learners, num_gpus_per_learner=learner_gpus)
+        self.learners(
+            num_learners=engine.num_learners,
+            num_cpus_per_learner=engine.num_cpus_per_learner,
+            num_gpus_per_learner=learner_gpus,
+        )
         self.debugging(seed=settings.seed, log_level="ERROR")
         self.fault_tolerance(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=1.0)
+        # RLlib would ask every actor for connector states after each iteration, and wait for a silent one.
+        self._dont_auto_sync_env_runner_states = True
         self.reporting(min_time_s_per_iteration=None, min_sample_timesteps_per_iteration=None)
         return self
 
@@ -77,7 +85,8 @@ class SegmentationConfig(AlgorithmConfig):
         existing = ray.cluster_resources().get("GPU", 0.0) if ray.is_initialized() else torch.cuda.device_count()
         if wanted > existing:
             raise InputError(
-                f"The engine asks for {wanted:g} GPUs (num_env_runners × num_gpus_per_env_runner + num_gpus_per_learner), "
+                f"The engine asks for {wanted:g} GPUs (num_env_runners × num_gpus_per_env_runner + "
+                f"num_learners × num_gpus_per_learner), "
                 f"but {existing:g} exist."
             )
 

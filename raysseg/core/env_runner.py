@@ -15,17 +15,16 @@ import pyarrow as pa
 import ray
 import torch
 from gymnasium import Space
-from ray.rllib.core import COMPONENT_RL_MODULE
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
 
+from raysseg.core.actor_pool import Weights
 from raysseg.core.config import SegmentationConfig
 from raysseg.core.modules import SEGMENTER, SegmenterModule
+from raysseg.core.weights import load_weights
 from raysseg.core.workspace import Workspace, choose_device
 from raysseg.evaluation import confusion_matrix, predict_probabilities
-
-WEIGHTS_SEQ_NO = "weights_seq_no"
 
 
 class SegmentationEnvRunner(EnvRunner, Checkpointable):
@@ -41,7 +40,7 @@ class SegmentationEnvRunner(EnvRunner, Checkpointable):
         self.device = choose_device(gpus)
         self.workspace = Workspace(self.settings, config.store_uri, config.labels_uri, self.device)
         self.module: MultiRLModule | None = None
-        self.weights_version = 0
+        self.pulled: dict[str, int] = {}
         if self.worker_index:
             self.make_module()
         self.make_env()
@@ -121,6 +120,20 @@ class SegmentationEnvRunner(EnvRunner, Checkpointable):
         """Returns RLlib's metrics; what raysseg measures travels in the rollouts."""
         return self.metrics.reduce()
 
+    def pull_weights(self, weights: Weights) -> None:
+        """Takes over the weights that are newer than this actor's own, from the object store of its node.
+
+        Args:
+            weights: module id to the number of the newest published weights and where they are.
+        """
+        newer = {module: entry for module, entry in weights.items() if entry[0] > self.pulled.get(module, 0)}
+        for number in {number for number, _ in newer.values()}:
+            modules = [module for module, entry in newer.items() if entry[0] == number]
+            packed = ray.get(newer[modules[0]][1][0])
+            assert self.module is not None
+            load_weights({module: self.module[module] for module in modules}, packed)
+            self.pulled |= dict.fromkeys(modules, number)
+
     def get_state(
         self,
         components: str | Collection[str] | None = None,
@@ -128,19 +141,11 @@ class SegmentationEnvRunner(EnvRunner, Checkpointable):
         not_components: str | Collection[str] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Returns the weights' version: all else that an actor knows comes with its orders."""
-        return {WEIGHTS_SEQ_NO: self.weights_version}
+        """Returns nothing: all that an actor knows comes with its orders."""
+        return {}
 
     def set_state(self, state: dict[str, Any] | ray.ObjectRef) -> None:
-        """Takes over weights where they are given."""
-        values: dict[str, Any] = ray.get(state) if isinstance(state, ray.ObjectRef) else state
-        self.weights_version = values.get(WEIGHTS_SEQ_NO, self.weights_version)
-        modules = values.get(COMPONENT_RL_MODULE)
-        if modules is None or not self.worker_index:
-            return
-        modules = ray.get(modules) if isinstance(modules, ray.ObjectRef) else modules
-        assert self.module is not None
-        self.module.set_state(modules)
+        """Ignores RLlib's states: weights are pulled with the next order."""
 
     def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Returns what the constructor needs."""

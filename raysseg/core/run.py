@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import os
 import platform
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -24,14 +26,16 @@ import yaml
 from raysseg.core import checkpoint
 from raysseg.core.algorithm import SegmentationAlgorithm
 from raysseg.core.config import SegmentationConfig
+from raysseg.core.interruption import StopRequest
 from raysseg.core.metrics_writer import MetricsWriter, write_atomically
 from raysseg.core.modules import SEGMENTER
 from raysseg.core.progress import ProgressListener, Silent
 from raysseg.core.settings import MethodSettings
+from raysseg.core.telemetry import progress_fields
 from raysseg.core.workspace import choose_device
 from raysseg.data.augmentation import normalise
 from raysseg.data.sample import DatasetInfo
-from raysseg.errors import InputError
+from raysseg.errors import InputError, LearnerLostError, Stopped
 from raysseg.functional.constants import UNLABELLED
 from raysseg.segmenters import upsample_logits
 from raysseg.visualization import EvolutionRow, evolution_sheet
@@ -90,8 +94,10 @@ def run_variant(
         after_iteration: called after every iteration, before its checkpoint.
 
     Raises:
-        InputError: the folder holds a run already and `resume` is off, or its checkpoint is damaged.
+        InputError: the folder holds a run already and `resume` is off, or there is no space left.
         NonFiniteError: a loss or a reward is not finite.
+        LearnerLostError: learners died more often than `engine.max_learner_restarts`.
+        Stopped: a signal asked for it; a checkpoint was written.
     """
     settings, listener = config.settings, listener or Silent()
     assert settings is not None
@@ -103,27 +109,59 @@ def run_variant(
         raise InputError(
             f"The folder {folder} holds a run already; add --resume to continue it, or choose another --run-dir."
         )
-    found = checkpoint.newest(folder / "checkpoints") if resume else None
-    if found is not None:
-        checkpoint.verify(found)
     config.segmenter_spec().build()
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "config.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
     start_ray()
+    deaths = 0
+    with StopRequest() as stop:
+        while True:
+            try:
+                return _attempt(config, folder, stop, resume or deaths > 0, listener, after_iteration)
+            except LearnerLostError as error:
+                deaths += 1
+                if deaths > settings.engine.max_learner_restarts:
+                    raise
+                listener.note(
+                    f"{error} The run goes on from its newest checkpoint ({deaths} of "
+                    f"{settings.engine.max_learner_restarts} times)."
+                )
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise InputError(
+                    f"There is no space left to write {error.filename or folder}; make room and continue with --resume."
+                ) from error
+
+
+def _attempt(
+    config: SegmentationConfig,
+    folder: Path,
+    stop: StopRequest,
+    resume: bool,
+    listener: ProgressListener,
+    after_iteration: Callable[[SegmentationAlgorithm], None] | None,
+) -> dict[str, Any]:
+    """Builds actors and learners and trains from the newest whole checkpoint, or from the start, to the end."""
+    found, passed_over = checkpoint.newest_usable(folder / "checkpoints") if resume else (None, [])
+    for sentence in passed_over:
+        listener.note(sentence)
     algorithm: SegmentationAlgorithm = config.build_algo()
     try:
         if found is not None:
-            algorithm.restore_from_path(str(found.resolve()))
+            checkpoint.restore(algorithm, found)
             listener.note(f"resumed at iteration {algorithm.iteration} ({algorithm.position.phase})")
         else:
             algorithm.label_store.remove_after(0)
+        algorithm.should_stop = lambda: stop.requested
         writer = MetricsWriter(folder, algorithm.iteration)
-        _iterate(algorithm, folder, writer, listener, after_iteration)
-        summary = _finish(algorithm, folder, writer)
-        writer.close()
+        try:
+            _iterate(algorithm, folder, writer, listener, stop, after_iteration)
+            return _finish(algorithm, folder, writer)
+        finally:
+            writer.close()
     finally:
         algorithm.stop()
-    return summary
 
 
 def _iterate(
@@ -131,6 +169,7 @@ def _iterate(
     folder: Path,
     writer: MetricsWriter,
     listener: ProgressListener,
+    stop: StopRequest,
     after_iteration: Callable[[SegmentationAlgorithm], None] | None,
 ) -> None:
     engine, miou = algorithm.settings.engine, None
@@ -139,17 +178,27 @@ def _iterate(
         algorithm.train()
         record = algorithm.record
         seconds = time.perf_counter() - start
-        writer.write(record, {"seconds": seconds, "images_per_second": algorithm.images_per_second})
+        telemetry = algorithm.telemetry.snapshot()
+        writer.write(record, {"seconds": seconds, "images_per_second": algorithm.images_per_second, **telemetry})
         miou = record.get("miou", miou)
         fields = {"phase": record["phase"], "stage": record["stage"], "images_per_second": algorithm.images_per_second}
         fields |= {name: record[name] for name in ("loss", "reward") if record.get(name) is not None}
         if miou is not None:
             fields["miou"] = miou
+        if algorithm.pool is not None:
+            fields |= progress_fields(telemetry)
         listener.update(algorithm.iteration, algorithm.iteration + algorithm.iterations_left(), **fields)
         if after_iteration is not None:
             after_iteration(algorithm)
-        if record["phase_over"] or algorithm.iteration % engine.checkpoint_interval == 0:
+        due = record["phase_over"] or algorithm.iteration % engine.checkpoint_interval == 0
+        if due or stop.requested:
             checkpoint.save(algorithm, folder / "checkpoints", keep=engine.checkpoints_kept)
+        if stop.signal_number is not None and not algorithm.done:
+            raise Stopped(
+                f"Stopped by {signal.Signals(stop.signal_number).name} at iteration {algorithm.iteration} "
+                f"({record['phase']}); a checkpoint was written, continue with --resume.",
+                stop.signal_number,
+            )
 
 
 def _finish(algorithm: SegmentationAlgorithm, folder: Path, writer: MetricsWriter) -> dict[str, Any]:

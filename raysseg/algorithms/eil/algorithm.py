@@ -13,13 +13,14 @@ import torch
 
 from raysseg.algorithms.eil.config import EILConfig, EILSettings
 from raysseg.algorithms.eil.module import OPERATORS
+from raysseg.algorithms.eil.plan import ExplorationPlan
 from raysseg.algorithms.eil.stages import stage_numbers
 from raysseg.core import rollout
 from raysseg.core.algorithm import DONE, Position, SegmentationAlgorithm
+from raysseg.core.asynchronous import AsynchronousLoop
 from raysseg.core.modules import SEGMENTER
 from raysseg.core.replay import ReplayBuffer
-from raysseg.core.schedules import schedule_factor
-from raysseg.core.seeding import draw_order, draw_seeds, generator
+from raysseg.core.seeding import draw_seeds
 from raysseg.data.label_store import LabelRow
 from raysseg.functional.selection import moving_average, quantiles_from_histogram
 
@@ -44,6 +45,8 @@ class EIL(SegmentationAlgorithm):
         """Adds the replay buffer and the numbers of the last inference."""
         self.quantiles: list[float] | None = None
         self.label_numbers: dict[str, Any] = {}
+        self.loop: AsynchronousLoop[ExplorationPlan] | None = None
+        self.loop_state: dict[str, Any] | None = None
         self.replay = ReplayBuffer(config.settings.eil.exploration.replay.capacity)
         super().setup(config)
         self.has_truth = all(self.store.label(key) is not None for key in self.train_keys[:1])
@@ -116,62 +119,80 @@ class EIL(SegmentationAlgorithm):
 
     def run_explore(self, position: Position) -> tuple[dict[str, Any], int, bool]:
         """Rolls out, replays and updates the operators some times; a step is one update."""
-        options, exploration, start = self.settings.eil, self.settings.eil.exploration, time.perf_counter()
-        total = options.stages * self.updates_per_stage
+        start, engine = time.perf_counter(), self.settings.engine
+        if self.updates_per_stage == 0:
+            return {"update": 0}, 0, True
         if position.step == 0:
             self.replay.drop_older(segmenter_version=self.segmenter_version, policy_version=0)
-            self.sync_weights(SEGMENTER, OPERATORS)
-        steps = min(self.settings.engine.updates_per_iteration, self.updates_per_stage - position.step)
-        fresh: list[pa.RecordBatch] = []
-        numbers: list[dict[str, float]] = []
-        for step in range(position.step, position.step + steps):
-            update = (position.stage - 1) * self.updates_per_stage + step
-            factor = schedule_factor(exploration.searcher_optimiser, update / max(1, total))
-            context = {
-                "stage": position.stage,
-                "label_version": self.label_version,
-                "segmenter_version": self.segmenter_version,
-                "policy_version": self.policy_version,
-                "noise_std": exploration.noise_std * factor,
-                "uniform_share": exploration.uniform_share,
-            }
-            orders = [{"records": records, "context": context} for records in self._draw_episodes(update)]
-            batches = self.map_runners("sample", orders)
-            for batch in batches:
-                self.replay.add(batch)
-            fresh.extend(batches)
-            drawn = self.replay.sample(exploration.batch_size, generator(self.settings.seed, "replay", update))
-            numbers.append(self.learn("operators", drawn, update=update, total_updates=total, seed=self.settings.seed))
-            self.policy_version += 1
-            self.sync_weights(OPERATORS)
-        if self.settings.engine.write_rollouts and fresh:
+        self.publish(SEGMENTER, OPERATORS)
+        steps = min(engine.updates_per_iteration, self.updates_per_stage - position.step)
+        explore = self._explore_ahead if engine.mode == "asynchronous" else self._explore_in_step
+        numbers, fresh = explore(position, steps)
+        self.telemetry.replay(len(self.replay))
+        if engine.write_rollouts and fresh:
             folder = Path(self.config.run_dir) / "rollouts"
             folder.mkdir(parents=True, exist_ok=True)
-            pq.write_table(
-                pa.Table.from_batches(fresh), folder / f"stage-{position.stage}-update-{position.step:06d}.parquet"
-            )
+            name = f"stage-{position.stage}-update-{position.step:06d}.parquet"
+            pq.write_table(pa.Table.from_batches(fresh), folder / name)
         self.images_per_second = sum(batch.num_rows for batch in fresh) / max(time.perf_counter() - start, 1e-9)
-        over = position.step + steps >= self.updates_per_stage
-        if not fresh:
-            return {"update": position.step}, 0, True
-        return {"update": position.step + steps, **_averages(numbers), **self._rollout_numbers(fresh)}, steps, over
+        done = position.step + len(numbers)
+        record = {"update": done, **_averages(numbers), **(self._rollout_numbers(fresh) if fresh else {})}
+        return record, len(numbers), done >= self.updates_per_stage
 
-    def _draw_episodes(self, update: int) -> list[pa.RecordBatch]:
-        """Orders the next episodes of every actor: all images in a new order each epoch, each under its own seed."""
-        size, count = self.settings.eil.exploration.rollout_batch_size, len(self.train_keys)
-        first = update * size * self.num_actors
-        positions = np.arange(first, first + size * self.num_actors)
-        rows = np.array(
-            [
-                draw_order(self.settings.seed, "explore", epoch, count=count)[at]
-                for epoch, at in zip(*np.divmod(positions, count), strict=True)
+    def _explore_in_step(self, position: Position, steps: int) -> tuple[list[dict[str, float]], list[pa.RecordBatch]]:
+        """Lets all actors play, then the learner learn, in turn; returns the updates' numbers and the rollouts."""
+        plan, numbers = ExplorationPlan(self, position.stage), []
+        lag = self.settings.engine.max_policy_lag
+        for update in range(position.step, position.step + steps):
+            if self.should_stop():
+                break
+            first = update * self.num_actors
+            orders = [
+                dict(plan.rollout_order(number, self.policy_version))
+                for number in range(first, first + self.num_actors)
             ]
-        )
-        seeds = draw_seeds(self.settings.seed, "explore-items", update, count=len(rows))
-        return [
-            rollout.order(rows[start : start + size], seeds[start : start + size])
-            for start in range(0, len(rows), size)
-        ]
+            for batch in self.map_runners("sample", orders):
+                plan.keep(batch)
+                self.telemetry.rollout(batch.num_rows, 0, 0.0)
+            if lag is not None:
+                plan.drop_older(self.policy_version - lag)
+            work = plan.work(update)
+            one = self.learn(work)
+            assert work.records is not None
+            plan.learned(update, work.records, one)
+            numbers.append(one)
+            self.publish(OPERATORS)
+        return numbers, plan.fresh
+
+    def _explore_ahead(self, position: Position, steps: int) -> tuple[list[dict[str, float]], list[pa.RecordBatch]]:
+        """Lets actors sample ahead while the learner learns; returns the updates' numbers and the rollouts."""
+        if self.loop is None:
+            assert self.pool is not None
+            self.loop = AsynchronousLoop(
+                pool=self.pool,
+                learner=self.learner,
+                plan=ExplorationPlan(self, position.stage),
+                engine=self.settings.engine,
+                telemetry=self.telemetry,
+                updates=self.updates_per_stage,
+                policy_version=self.policy_version - position.step,
+                modules=(OPERATORS,),
+            )
+            if self.loop_state is not None:
+                self.loop.set_state(self.loop_state)
+        plan = self.loop.plan
+        plan.fresh.clear()
+        numbers = self.loop.run(steps, should_stop=self.should_stop)
+        if self.loop.done >= self.updates_per_stage:
+            self.loop.close()
+            self.loop = self.loop_state = None
+        return numbers, list(plan.fresh)
+
+    @property
+    def rollouts_per_update(self) -> float:
+        """Rollouts between two updates: one of every actor in step, or what `engine.rollouts_per_update` says."""
+        engine = self.settings.engine
+        return engine.rollouts_per_update if engine.mode == "asynchronous" else self.num_actors
 
     def _rollout_numbers(self, batches: list[pa.RecordBatch]) -> dict[str, Any]:
         """Returns the means over fresh transitions, with the hazards of the method: closing gate, saturation, an
@@ -202,7 +223,7 @@ class EIL(SegmentationAlgorithm):
         version.
         """
         start, count = time.perf_counter(), len(self.train_keys)
-        self.sync_weights(SEGMENTER, *([OPERATORS] if self.settings.eil.explores else []))
+        self.publish(SEGMENTER, *([OPERATORS] if self.settings.eil.explores else []))
         size = self.settings.engine.inference_batch_size
         spans: list[np.ndarray] = [
             np.arange(first, min(first + size, count), dtype=np.int64) for first in range(0, count, size)
@@ -248,7 +269,6 @@ class EIL(SegmentationAlgorithm):
 
     def run_evaluate(self, position: Position) -> tuple[dict[str, Any], int, bool]:
         """Scores the segmenter and repeats the numbers of the label maps it was trained on."""
-        self.sync_weights(SEGMENTER)
         if position.stage == 0 or not self.settings.eil.extends:
             self.label_numbers = {"radius": 0, "labelled_share": self._labelled_share(self.training_version)}
         numbers, steps, over = super().run_evaluate(position)
@@ -272,6 +292,7 @@ class EIL(SegmentationAlgorithm):
             "replay": self.replay.get_state(),
             "quantiles": self.quantiles,
             "label_numbers": self.label_numbers,
+            "loop": self.loop.get_state() if self.loop is not None else None,
         }
         return state
 
@@ -283,6 +304,7 @@ class EIL(SegmentationAlgorithm):
             self.replay.set_state(own["replay"])
             self.quantiles = own["quantiles"]
             self.label_numbers = own["label_numbers"]
+            self.loop_state = own["loop"]
 
 
 def _averages(numbers: list[dict[str, float]]) -> dict[str, float]:
