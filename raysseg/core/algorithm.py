@@ -75,7 +75,7 @@ class SegmentationAlgorithm(Algorithm, abc.ABC):
         self.images_per_second = 0.0
         self.telemetry = Telemetry()
         self.should_stop: Callable[[], bool] = lambda: False
-        self.learner = LearnerClient(self.learner_group)
+        self.learner = LearnerClient(self.learner_group, self.telemetry)
         self.pool: ActorPool | None = None
         self.weights: dict[str, tuple[int, list[ray.ObjectRef]]] = {}
         self._published: dict[str, int] = {}
@@ -163,9 +163,7 @@ class SegmentationAlgorithm(Algorithm, abc.ABC):
 
     def learn(self, work: LearnerWork) -> dict[str, Any]:
         """Lets the learners do one work order and returns its numbers."""
-        numbers = dict(self.learner.update(work))
-        self.telemetry.update(**numbers.pop("timing"))
-        return numbers
+        return self.learner.update(work)
 
     def module_version(self, module: str) -> int:
         """Returns the version of a module's weights: the segmenter's, or the policy's."""

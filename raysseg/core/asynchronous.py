@@ -283,8 +283,7 @@ class AsynchronousLoop(Generic[Plan]):
 
     def _finish(self, done: Done) -> dict[str, Any]:
         """Takes the numbers of an update and frees the slots that it used."""
-        numbers = dict(done.numbers)
-        self._telemetry.update(**numbers.pop("timing"))
+        numbers = done.numbers
         self.plan.learned(done.number, self._records.pop(done.number), numbers)
         self._done = done.number + 1
         if done.weights is not None:

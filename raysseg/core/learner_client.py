@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 from ray.rllib.core.learner.learner_group import LearnerGroup
 
+from raysseg.core.telemetry import Telemetry
 from raysseg.core.work import LearnerWork
 from raysseg.errors import LearnerLostError
 
@@ -37,12 +38,14 @@ class LearnerClient:
 
     Args:
         learner_group: RLlib's group; it made the learners and puts them on their devices.
+        telemetry: is told how busy they are.
 
     Source: design (learner groups come from RLlib; its own asynchronous update does not say which result belongs to
     which work, and brings the weights through the driver).
     """
 
-    def __init__(self, learner_group: LearnerGroup) -> None:
+    def __init__(self, learner_group: LearnerGroup, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
         self._local = learner_group._learner
         self._remote = [] if self._local is not None else list(learner_group._worker_manager.actors().values())
         self._waiting: list[tuple[int, list[ray.ObjectRef], ray.ObjectRef | None]] = []
@@ -87,7 +90,7 @@ class LearnerClient:
         if self._local is not None:
             numbers = self._local.update(training_data=work)
             weights = ray.put(self._local.publish_weights(publish)) if publish else None
-            self._done.append(Done(number=number, numbers=numbers, weights=weights))
+            self._finish(number, numbers, weights)
             return
         refs: list[ray.ObjectRef] = []
         weights = None
@@ -116,8 +119,16 @@ class LearnerClient:
             if answers is None:
                 break
             self._waiting.pop(0)
-            done.append(Done(number=number, numbers=answers[0], weights=weights))
+            self._finish(number, answers[0], weights)
+            done.append(self._done.pop())
         return done
+
+    def _finish(self, number: int, numbers: dict[str, Any], weights: ray.ObjectRef | None) -> None:
+        """Takes the numbers of an update apart: what was learned, and how long it took."""
+        timing = numbers["timing"]
+        self._telemetry.update(timing["busy_seconds"], timing["idle_seconds"], timing["prepare_seconds"])
+        learned = {name: value for name, value in numbers.items() if name != "timing"}
+        self._done.append(Done(number=number, numbers=learned, weights=weights))
 
     def publish(self, modules: tuple[str, ...]) -> ray.ObjectRef:
         """Puts the modules' present weights into the object store and returns where they are."""
