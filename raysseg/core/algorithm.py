@@ -16,7 +16,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,10 +26,12 @@ from ray.rllib.algorithms.algorithm import Algorithm
 
 from raysseg.core import rollout
 from raysseg.core.actor_pool import ActorPool
+from raysseg.core.asynchronous import AsynchronousLoop, Plan
 from raysseg.core.learner_client import LearnerClient
 from raysseg.core.modules import SEGMENTER, SegmenterModule
 from raysseg.core.seeding import draw_order, draw_seeds
 from raysseg.core.settings import MethodSettings
+from raysseg.core.synchronous import SynchronousLoop
 from raysseg.core.telemetry import Telemetry
 from raysseg.core.work import LearnerWork
 from raysseg.data.label_store import LabelStore
@@ -78,6 +80,8 @@ class SegmentationAlgorithm(Algorithm, abc.ABC):
         self.learner = LearnerClient(self.learner_group, self.telemetry)
         self.pool: ActorPool | None = None
         self.weights: dict[str, tuple[int, list[ray.ObjectRef]]] = {}
+        self._loop: AsynchronousLoop[Any] | SynchronousLoop[Any] | None = None
+        self._loop_state: dict[str, Any] | None = None
         self._published: dict[str, int] = {}
         self._publications = 0
         if self.env_runner is not None:
@@ -144,7 +148,7 @@ class SegmentationAlgorithm(Algorithm, abc.ABC):
 
     # ---- actors and learner -----------------------------------------------------------------------------------------
 
-    def map_runners(self, function: str, orders: Sequence[dict[str, Any]]) -> list[Any]:
+    def map_runners(self, function: str, orders: Sequence[Mapping[str, Any]]) -> list[Any]:
         """Gives every order to some actor, with the newest weights, and returns the results in the orders' sequence.
 
         An order whose actor died or fell silent goes to another one; results are pure functions of their orders, so
@@ -184,6 +188,50 @@ class SegmentationAlgorithm(Algorithm, abc.ABC):
         for module in modules:
             self.weights[module] = (self._publications, [reference])
             self._published[module] = self.module_version(module)
+
+    @property
+    def rollouts_per_update(self) -> float:
+        """Rollouts between two updates: one of every actor in turn, or what `engine.rollouts_per_update` says ahead."""
+        engine = self.settings.engine
+        return engine.rollouts_per_update if engine.mode == "asynchronous" else self.num_actors
+
+    def enter_loop(
+        self, make_plan: Callable[[], Plan], *, updates: int, done: int, modules: tuple[str, ...]
+    ) -> AsynchronousLoop[Plan] | SynchronousLoop[Plan]:
+        """Returns the actor-learner loop of the current phase; it lives on over iterations until `leave_loop`.
+
+        Args:
+            make_plan: makes the method's side, where the phase begins or a run was resumed in it.
+            updates: number of updates in the phase.
+            done: how many of them are done.
+            modules: module ids whose weights actors need after an update.
+        """
+        if self._loop is None:
+            engine = self.settings.engine
+            if engine.mode == "synchronous":
+                self._loop = SynchronousLoop(self, make_plan(), engine, updates=updates, done=done, modules=modules)
+            else:
+                assert self.pool is not None
+                self._loop = AsynchronousLoop(
+                    pool=self.pool,
+                    learner=self.learner,
+                    plan=make_plan(),
+                    engine=engine,
+                    telemetry=self.telemetry,
+                    updates=updates,
+                    policy_version=self.policy_version - done,
+                    modules=modules,
+                )
+            if self._loop_state is not None:
+                self._loop.set_state(self._loop_state)
+                self._loop_state = None
+        return self._loop
+
+    def leave_loop(self, *, over: bool) -> None:
+        """Ends the loop where its phase is over."""
+        if over and self._loop is not None:
+            self._loop.close()
+            self._loop = None
 
     # ---- phases that every method has -------------------------------------------------------------------------------
 
@@ -299,6 +347,7 @@ class SegmentationAlgorithm(Algorithm, abc.ABC):
             "policy_version": self.policy_version,
             "elapsed": self.elapsed,
             "telemetry": self.telemetry.get_state(),
+            "loop": None if self._loop is None else self._loop.get_state(),
         }
         return state
 
@@ -314,4 +363,5 @@ class SegmentationAlgorithm(Algorithm, abc.ABC):
         self.policy_version = own["policy_version"]
         self.elapsed = own["elapsed"]
         self.telemetry.set_state(own["telemetry"])
+        self._loop_state = own["loop"]
         self.label_store.remove_after(self.label_version)

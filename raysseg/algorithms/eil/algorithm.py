@@ -17,7 +17,6 @@ from raysseg.algorithms.eil.plan import ExplorationPlan
 from raysseg.algorithms.eil.stages import stage_numbers
 from raysseg.core import rollout
 from raysseg.core.algorithm import DONE, Position, SegmentationAlgorithm
-from raysseg.core.asynchronous import AsynchronousLoop
 from raysseg.core.modules import SEGMENTER
 from raysseg.core.replay import ReplayBuffer
 from raysseg.core.seeding import draw_seeds
@@ -45,8 +44,6 @@ class EIL(SegmentationAlgorithm):
         """Adds the replay buffer and the numbers of the last inference."""
         self.quantiles: list[float] | None = None
         self.label_numbers: dict[str, Any] = {}
-        self.loop: AsynchronousLoop[ExplorationPlan] | None = None
-        self.loop_state: dict[str, Any] | None = None
         self.replay = ReplayBuffer(config.settings.eil.exploration.replay.capacity)
         super().setup(config)
         self.has_truth = all(self.store.label(key) is not None for key in self.train_keys[:1])
@@ -126,8 +123,16 @@ class EIL(SegmentationAlgorithm):
             self.replay.drop_older(segmenter_version=self.segmenter_version, policy_version=0)
         self.publish(SEGMENTER, OPERATORS)
         steps = min(engine.updates_per_iteration, self.updates_per_stage - position.step)
-        explore = self._explore_ahead if engine.mode == "asynchronous" else self._explore_in_step
-        numbers, fresh = explore(position, steps)
+        loop = self.enter_loop(
+            lambda: ExplorationPlan(self, position.stage),
+            updates=self.updates_per_stage,
+            done=position.step,
+            modules=(OPERATORS,),
+        )
+        loop.plan.fresh.clear()
+        numbers = loop.run(steps, should_stop=self.should_stop)
+        fresh = list(loop.plan.fresh)
+        self.leave_loop(over=position.step + len(numbers) >= self.updates_per_stage)
         self.telemetry.replay(len(self.replay))
         if engine.write_rollouts and fresh:
             folder = Path(self.config.run_dir) / "rollouts"
@@ -138,61 +143,6 @@ class EIL(SegmentationAlgorithm):
         done = position.step + len(numbers)
         record = {"update": done, **_averages(numbers), **(self._rollout_numbers(fresh) if fresh else {})}
         return record, len(numbers), done >= self.updates_per_stage
-
-    def _explore_in_step(self, position: Position, steps: int) -> tuple[list[dict[str, float]], list[pa.RecordBatch]]:
-        """Lets all actors play, then the learner learn, in turn; returns the updates' numbers and the rollouts."""
-        plan, numbers = ExplorationPlan(self, position.stage), []
-        lag = self.settings.engine.max_policy_lag
-        for update in range(position.step, position.step + steps):
-            if self.should_stop():
-                break
-            first = update * self.num_actors
-            orders = [
-                dict(plan.rollout_order(number, self.policy_version))
-                for number in range(first, first + self.num_actors)
-            ]
-            for batch in self.map_runners("sample", orders):
-                plan.keep(batch)
-                self.telemetry.rollout(batch.num_rows, 0, 0.0)
-            if lag is not None:
-                plan.drop_older(self.policy_version - lag)
-            work = plan.work(update)
-            one = self.learn(work)
-            assert work.records is not None
-            plan.learned(update, work.records, one)
-            numbers.append(one)
-            self.publish(OPERATORS)
-        return numbers, plan.fresh
-
-    def _explore_ahead(self, position: Position, steps: int) -> tuple[list[dict[str, float]], list[pa.RecordBatch]]:
-        """Lets actors sample ahead while the learner learns; returns the updates' numbers and the rollouts."""
-        if self.loop is None:
-            assert self.pool is not None
-            self.loop = AsynchronousLoop(
-                pool=self.pool,
-                learner=self.learner,
-                plan=ExplorationPlan(self, position.stage),
-                engine=self.settings.engine,
-                telemetry=self.telemetry,
-                updates=self.updates_per_stage,
-                policy_version=self.policy_version - position.step,
-                modules=(OPERATORS,),
-            )
-            if self.loop_state is not None:
-                self.loop.set_state(self.loop_state)
-        plan = self.loop.plan
-        plan.fresh.clear()
-        numbers = self.loop.run(steps, should_stop=self.should_stop)
-        if self.loop.done >= self.updates_per_stage:
-            self.loop.close()
-            self.loop = self.loop_state = None
-        return numbers, list(plan.fresh)
-
-    @property
-    def rollouts_per_update(self) -> float:
-        """Rollouts between two updates: one of every actor in step, or what `engine.rollouts_per_update` says."""
-        engine = self.settings.engine
-        return engine.rollouts_per_update if engine.mode == "asynchronous" else self.num_actors
 
     def _rollout_numbers(self, batches: list[pa.RecordBatch]) -> dict[str, Any]:
         """Returns the means over fresh transitions, with the hazards of the method: closing gate, saturation, an
@@ -292,7 +242,6 @@ class EIL(SegmentationAlgorithm):
             "replay": self.replay.get_state(),
             "quantiles": self.quantiles,
             "label_numbers": self.label_numbers,
-            "loop": self.loop.get_state() if self.loop is not None else None,
         }
         return state
 
@@ -304,7 +253,6 @@ class EIL(SegmentationAlgorithm):
             self.replay.set_state(own["replay"])
             self.quantiles = own["quantiles"]
             self.label_numbers = own["label_numbers"]
-            self.loop_state = own["loop"]
 
 
 def _averages(numbers: list[dict[str, float]]) -> dict[str, float]:
