@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TextIO
 
 import rich.progress
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.text import Text
 
 LINE_INTERVAL = 10.0
 """Seconds between two plain lines of one phase."""
@@ -18,7 +20,7 @@ Value = str | float | int
 
 
 def field_text(name: str, value: Value) -> str:
-    """One field as a person reads it: mIoU in per cent, images/s without fractions, other numbers with four digits."""
+    """One field as a person reads it: shares in per cent, speeds without fractions, other numbers with four digits."""
     if name == "phase":
         return str(value)
     if isinstance(value, str):
@@ -27,6 +29,10 @@ def field_text(name: str, value: Value) -> str:
         return f"mIoU {100 * value:.1f} %"
     if name in ("images_per_second", "images/s"):
         return f"{value:.0f} images/s" if value >= 10 else f"{value:.1f} images/s"
+    if name == "busy":
+        return f"busy {100 * value:.0f} %"
+    if name == "lag":
+        return f"lag {value:.1f}"
     return f"{name} {value:.4g}"
 
 
@@ -35,6 +41,15 @@ def duration_text(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class _Bar(rich.progress.Progress):
+    """The bar, and below it the fields: beside it they would leave it no room on a narrow terminal."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Yields what is drawn."""
+        yield self.make_tasks_table(self.tasks)
+        yield from (Padding(Text(words), (0, 0, 0, 2)) for task in self.tasks if (words := task.fields["words"]))
 
 
 class Progress:
@@ -68,11 +83,10 @@ class Progress:
         self._shown = False
         self._bar: rich.progress.Progress | None = None
         if self._stream.isatty():
-            self._bar = rich.progress.Progress(
+            self._bar = _Bar(
                 rich.progress.TextColumn("{task.description}", markup=False),
                 rich.progress.BarColumn(),
                 rich.progress.TaskProgressColumn(),
-                rich.progress.TextColumn("{task.fields[words]}", markup=False),
                 rich.progress.TimeElapsedColumn(),
                 rich.progress.TextColumn("{task.fields[left]}", markup=False),
                 console=Console(file=self._stream),
