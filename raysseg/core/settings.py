@@ -123,6 +123,9 @@ class EngineSettings(Settings):
             raise ValueError(
                 "mode is 'asynchronous' but num_env_runners is 0: sampling ahead needs at least one remote actor"
             )
+        for name in ("rollouts_ahead", "rollouts_per_update", "broadcast_interval"):
+            if self.mode == "synchronous" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is {getattr(self, name)} but mode is 'synchronous', where it has no effect")
         return self
 
 

@@ -1,0 +1,220 @@
+"""Weak scaling: two actors against one, and one learner with up to 64 actors that replay recorded rollouts.
+
+Real actors: rollouts per second of two actors and of one, one thread each, on the same orders.
+Simulated actors: recorded rollouts come back after the time that keeps the learner just supplied, from actors that do
+nothing else, so that the machine's cores belong to the learner and the driver. Printed for each number of actors: the
+learner's time per update, its idle share, and the driver's CPU time over wall time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+from scenes import write_scenes
+
+from raysseg.algorithms.eil.algorithm import EIL
+from raysseg.algorithms.eil.config import EILConfig, EILSettings
+from raysseg.algorithms.eil.module import OPERATORS
+from raysseg.algorithms.eil.plan import ExplorationPlan
+from raysseg.algorithms.recipes import load_recipe
+from raysseg.core.actor_pool import ActorPool
+from raysseg.core.asynchronous import AsynchronousLoop
+from raysseg.core.modules import SEGMENTER
+from raysseg.data import Store
+
+SIMULATED_PER_PROCESS = 32
+
+
+@ray.remote(num_cpus=0)
+class Simulator:
+    """Many simulated actors in one process: each answers an order with a recorded rollout after a fixed time."""
+
+    def __init__(self, rollout: pa.RecordBatch, seconds: float, count: int) -> None:
+        self.rollout, self.seconds = rollout, seconds
+        self.turns = [asyncio.Lock() for _ in range(count)]
+
+    async def play(self, number: int, order: Any) -> tuple[pa.RecordBatch, None]:
+        """Waits its turn as an actor would, then for the rollout's time, and answers."""
+        async with self.turns[number]:
+            await asyncio.sleep(self.seconds)
+        version = order.arguments["context"]["policy_version"]
+        column = self.rollout.schema.get_field_index("policy_version")
+        versions = pa.array([version] * self.rollout.num_rows, type=pa.int32())
+        return self.rollout.set_column(column, "policy_version", versions), None
+
+
+class _Call:
+    def __init__(self, simulator: Any, number: int) -> None:
+        self._simulator, self._number = simulator, number
+
+    def remote(self, order: Any) -> ray.ObjectRef:
+        """Sends an order."""
+        return self._simulator.play.remote(self._number, order)
+
+
+class SimulatedHandle:
+    """One simulated actor under the name that an actor's handle has."""
+
+    def __init__(self, simulator: Any, number: int) -> None:
+        self.apply = _Call(simulator, number)
+
+
+def make_settings(actors: int, learners: int, **engine: Any) -> EILSettings:
+    """Returns the ACDC recipe's networks and sizes with random weights, one thread for every process."""
+    overrides = [
+        "segmenter.weights=none",
+        "eil.operators.weights=none",
+        "data.train_split=train",
+        "engine.precision=fp32",
+        "engine.torch_threads=1",
+        f"engine.num_env_runners={actors}",
+        f"engine.num_learners={learners}",
+        "engine.num_gpus_per_learner=0",
+        "engine.num_cpus_per_env_runner=0.5",
+        *(f"engine.{name}={value}" for name, value in engine.items()),
+    ]
+    settings = load_recipe("eil-acdc", overrides).settings("ps+pa", seed=0)
+    assert isinstance(settings, EILSettings)
+    return settings
+
+
+def build(settings: EILSettings, folder: Path, store: Store) -> EIL:
+    """Builds the algorithm with its actors and learners."""
+    algorithm = EILConfig().apply(settings, run_dir=str(folder), store_uri=store.uri).build_algo()
+    assert isinstance(algorithm, EIL)
+    return algorithm
+
+
+class Alone:
+    """Orders that an actor performs one after the other in a single call: no driver, no messages in between."""
+
+    def __init__(self, orders: Sequence[Mapping[str, Any]], weights: Any) -> None:
+        self.orders, self.weights = orders, weights
+
+    def __call__(self, runner: Any) -> None:
+        """Plays all orders."""
+        runner.pull_weights(self.weights)
+        for order in self.orders:
+            runner.sample(**order)
+
+
+def real_actors(folder: Path, store: Store, rollouts: int) -> None:
+    """Prints rollouts per second of one and of two actors, in turns, and what two processes reach without a driver."""
+    algorithm = build(make_settings(2, 0), folder / "real", store)
+    assert algorithm.pool is not None
+    algorithm.publish(SEGMENTER, OPERATORS)
+    plan = ExplorationPlan(algorithm, 1)
+    orders = [plan.rollout_order(number, 0) for number in range(rollouts)]
+    handles = dict(algorithm.pool._handles)
+    chosen = {count: dict(list(handles.items())[:count]) for count in (1, 2)}
+    pools = {count: ActorPool(chosen[count], stall_seconds=600) for count in (1, 2)}
+    rates: dict[tuple[str, int], list[float]] = {}
+    for turn in range(5):
+        for count in (1, 2):
+            start = time.perf_counter()
+            pools[count].map("sample", orders, algorithm.weights)
+            middle = time.perf_counter()
+            shares = [Alone(orders[first::count], algorithm.weights) for first in range(count)]
+            ray.get([one.apply.remote(share) for one, share in zip(chosen[count].values(), shares, strict=True)])
+            if turn:
+                rates.setdefault(("pool", count), []).append(rollouts / (middle - start))
+                rates.setdefault(("alone", count), []).append(rollouts / (time.perf_counter() - middle))
+    algorithm.stop()
+    found = {key: statistics.median(values) for key, values in rates.items()}
+    for kind, text in (("pool", "ordered by the driver"), ("alone", "all orders in one call, no driver")):
+        one, two = found[kind, 1], found[kind, 2]
+        print(f"real actors, {text}: 1 gives {one:.2f} rollouts/s, 2 give {two:.2f}: {two / one:.2f} times", flush=True)
+
+
+def simulated_actors(folder: Path, store: Store, counts: list[int], updates: int) -> None:
+    """Prints the learner's time per update, its idle share and the driver's CPU share for each number of actors."""
+    settings = make_settings(1, 1, mode="asynchronous")
+    algorithm = build(settings, folder / "simulated", store)
+    assert algorithm.pool is not None
+    algorithm.publish(SEGMENTER, OPERATORS)
+    recorded = algorithm.pool.map("sample", [ExplorationPlan(algorithm, 1).rollout_order(0, 0)], algorithm.weights)[0]
+    algorithm.replay.add(recorded)
+    work = ExplorationPlan(algorithm, 1).work(0)
+    for _ in range(3):
+        start = time.perf_counter()
+        algorithm.learn(work)
+        seconds = time.perf_counter() - start
+    print(f"simulated actors: an update takes {seconds:.3f} s, a rollout of {recorded.num_rows} transitions 0.8 of it")
+    first = None
+    for count in counts:
+        processes = -(-count // SIMULATED_PER_PROCESS)
+        options = {"max_concurrency": 4 * SIMULATED_PER_PROCESS}
+        simulators = [
+            Simulator.options(**options).remote(recorded, 0.8 * seconds, SIMULATED_PER_PROCESS)
+            for _ in range(processes)
+        ]
+        handles = {
+            number: SimulatedHandle(simulators[number % processes], number // processes) for number in range(count)
+        }
+        pool = ActorPool(handles, stall_seconds=600)  # type: ignore[arg-type]
+        engine = settings.engine.model_copy(update={"rollouts_per_update": float(count), "num_env_runners": count})
+        algorithm.replay.drop_older(segmenter_version=1 << 30, policy_version=0)
+        loop = AsynchronousLoop(
+            pool=pool,
+            learner=algorithm.learner,
+            plan=ExplorationPlan(algorithm, 1),
+            engine=engine,
+            telemetry=algorithm.telemetry,
+            updates=updates + 5,
+            policy_version=algorithm.policy_version,
+            modules=(OPERATORS,),
+        )
+        loop.run(5)
+        algorithm.telemetry.snapshot()
+        wall, cpu = time.perf_counter(), time.process_time()
+        loop.run(updates)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        numbers = algorithm.telemetry.snapshot()
+        loop.close()
+        busy = numbers["learner_busy_share"] * wall / updates
+        first = first or busy
+        print(
+            f"  {count:3d} actors: learner {1e3 * busy:7.1f} ms per update ({busy / first:.2f} of 1 actor's), idle "
+            f"{100 * numbers['learner_idle_share']:4.1f} %, driver {cpu / wall:.2f} cores, "
+            f"{numbers['rollouts_per_second']:.1f} rollouts/s, lag {numbers.get('policy_lag_mean', 0):.1f}",
+            flush=True,
+        )
+        for simulator in simulators:
+            ray.kill(simulator)
+    algorithm.stop()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Times actors and learner as their number grows.")
+    parser.add_argument("--actors", type=int, nargs="+", default=[1, 4, 16, 64], help="numbers of simulated actors")
+    parser.add_argument("--updates", type=int, default=20, help="timed updates for each (default: 20)")
+    parser.add_argument("--rollouts", type=int, default=8, help="rollouts in a turn of real actors (default: 8)")
+    parser.add_argument("--only", choices=("real", "simulated"), help="one of the two parts")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    print(f"torch {torch.__version__}, Ray {ray.__version__}, {os.cpu_count()} cores, one thread for every process")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        store = write_scenes(folder / "data", 64, 144, 144, 4)
+        if options.only != "simulated":
+            real_actors(folder, store, options.rollouts)
+        if options.only != "real":
+            simulated_actors(folder, store, options.actors, options.updates)
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
