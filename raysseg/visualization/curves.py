@@ -1,13 +1,15 @@
-"""Curves of runs as matplotlib figures: accuracy against radius, labels per stage, thresholds, rewards, losses."""
+"""Curves of runs as matplotlib figures: accuracy, labels per stage, thresholds, rewards, losses, the engine's work."""
 
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from raysseg.visualization.run_directory import Row, VariantRun, number
@@ -15,6 +17,8 @@ from raysseg.visualization.tables import group_by_label, spread
 
 COLOURS = ("#4269d0", "#e8743b", "#2a9d6f", "#b0489c", "#8c6d46", "#3aa7c2", "#d64550", "#7f7f7f", "#c9a227", "#5e4fa2")
 MARKERS = "osD^vPX<>*"
+GREY_STYLES = ("-", "--", ":", "-.")
+"""Tell apart the seeds of the pre-training, which all are grey."""
 
 Reader = Callable[[Row], float | None]
 
@@ -102,7 +106,9 @@ def _plot_stages(axes: Axes, runs: Sequence[VariantRun], read: Reader, x: str) -
 def _panels(count: int, *, columns: int = 3, size: tuple[float, float] = (4.0, 3.1)) -> tuple[Figure, list[Axes]]:
     columns = min(columns, count)
     lines = -(-count // columns)
-    figure = Figure(figsize=(size[0] * columns, size[1] * lines), layout="constrained")
+    # Room between the label below one panel and the title of the next one.
+    layout = ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.06)
+    figure = Figure(figsize=(size[0] * columns, size[1] * lines), layout=layout)
     return figure, [figure.add_subplot(lines, columns, index + 1) for index in range(count)]
 
 
@@ -274,8 +280,10 @@ def training_figure(
     for index, (name, losses) in enumerate(curves.items()):
         apart = name.startswith("pre-training")
         start = 0 if apart else before
-        colour = "#6f6f6f" if apart else COLOURS[index % len(COLOURS)]
-        axes.plot(np.arange(start, start + len(losses)), losses, color=colour, linewidth=1.4, label=name)
+        colour, style = (
+            ("#6f6f6f", GREY_STYLES[index % len(GREY_STYLES)]) if apart else (COLOURS[index % len(COLOURS)], "-")
+        )
+        axes.plot(np.arange(start, start + len(losses)), losses, style, color=colour, linewidth=1.4, label=name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(axes)
     return figure
@@ -283,3 +291,93 @@ def training_figure(
 
 def _losses(rows: Sequence[Row]) -> list[float]:
     return [loss for row in rows if (loss := number(row, "loss")) is not None]
+
+
+ENGINE_PANELS: dict[str, tuple[str, dict[str, str]]] = {
+    "rollouts per second": ("", {"rollouts_per_second": "rollouts"}),
+    "policy lag of the rollouts": ("policy versions", {"policy_lag_mean": "mean", "policy_lag_max": "largest"}),
+    "learner's time": (
+        "share",
+        {
+            "learner_busy_share": "in updates",
+            "learner_idle_share": "without work",
+            "learner_prepare_share": "of the updates: records not ready",
+        },
+    ),
+    "actors": ("", {"actors_total": "all", "actors_alive": "alive", "orders_in_flight": "orders in flight"}),
+    "rollouts without use, since the start": (
+        "rollouts",
+        {"rollouts_dropped": "dropped: too old", "rollouts_lost": "lost with an actor"},
+    ),
+    "age of the weights that acted": ("seconds", {"weights_age_seconds": "mean"}),
+}
+"""Title → label of the y axis and the keys of timings.jsonl with their names."""
+
+LEVELS = ("actors", "rollouts without use, since the start")
+"""Panels of numbers that hold until they change; drawn as steps."""
+
+
+def engine_rows(run: VariantRun) -> list[Row]:
+    """Reads timings.jsonl as far as it is whole; empty where there is none."""
+    path, rows = run.path / "timings.jsonl", []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                rows.append(dict(json.loads(line)))
+            except (ValueError, TypeError):
+                break
+    return rows
+
+
+def engine_figure(run: VariantRun) -> Figure | None:
+    """What actors and learner did over the minutes of the run; None where nothing was sampled.
+
+    Shaded: exploration. Minutes count the iterations alone, so the time between a kill and a resume is left out.
+    """
+    rows = engine_rows(run)
+    if not any(number(row, "rollouts_per_second") for row in rows):
+        return None
+    remote = any(number(row, "actors_total") for row in rows)
+    panels = {
+        title: (unit, keys)
+        for title, (unit, keys) in ENGINE_PANELS.items()
+        if (remote or title not in LEVELS) and any(number(row, key) is not None for row in rows for key in keys)
+    }
+    minutes = np.cumsum([number(row, "seconds") or 0.0 for row in rows]) / 60.0
+    phases = {row.get("iteration"): row.get("phase") for row in run.metrics}
+    spans = _phase_spans([phases.get(row.get("iteration")) for row in rows])
+    figure, all_axes = _panels(len(panels))
+    for axes, (title, (unit, keys)) in zip(all_axes, panels.items(), strict=True):
+        _prepare(axes, title=title, x="minutes", y=unit)
+        for phase, begin, end in spans:
+            if phase == "explore":
+                axes.axvspan(minutes[begin - 1] if begin else 0.0, minutes[end - 1], color="#f1f1f1", lw=0, zorder=0)
+        for index, (key, name) in enumerate(keys.items()):
+            values = [number(row, key) for row in rows]
+            pieces = [(0, len(rows))] if title in LEVELS else [(begin, end) for _, begin, end in spans]
+            for begin, end in pieces:
+                points = [(minutes[i], v) for i in range(begin, end) if (v := values[i]) is not None]
+                if points:
+                    _plot_piece(axes, points, COLOURS[index], name, steps=title in LEVELS)
+        axes.set_ylim(bottom=0.0, top=1.03 if unit == "share" else None)
+        axes.set_xlim(left=0.0)
+        if len(axes.get_legend_handles_labels()[0]) > 1:
+            _legend(axes)
+    return figure
+
+
+def _phase_spans(phases: Sequence[str | None]) -> list[tuple[str | None, int, int]]:
+    """Each stretch of one phase: its name, its first row and the row after its last one."""
+    starts = [i for i in range(len(phases)) if i == 0 or phases[i] != phases[i - 1]]
+    return [(phases[begin], begin, end) for begin, end in zip(starts, [*starts[1:], len(phases)], strict=True)]
+
+
+def _plot_piece(axes: Axes, points: Sequence[tuple[float, float]], colour: str, name: str, *, steps: bool) -> None:
+    """One curve within one phase: a step line, or every value faint and its running mean on top; named once."""
+    x, y = np.array(points, dtype=np.float64).T
+    label = "" if name in axes.get_legend_handles_labels()[1] else name
+    if steps:
+        axes.step(x, y, where="post", color=colour, linewidth=1.6, label=label)
+        return
+    axes.plot(x, y, color=colour, alpha=0.3, linewidth=0.8, marker=".", markersize=3)
+    axes.plot(x, _smooth(y), color=colour, linewidth=1.6, label=label)

@@ -28,18 +28,21 @@ Groups = dict[str, list[VariantRun]]
 """The runs behind each row of the comparison."""
 
 EXPLORATION_CAPTION = "Faint: every logged value; solid: running mean within the stage; dotted: a new stage begins."
+ENGINE_CAPTION = "Faint: every iteration; solid: running mean; grey: exploration."
 
 STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; color: #262626; background: #fff;
-  max-width: 1120px; margin: 2rem auto; padding: 0 1.2rem; }
+  max-width: 1160px; margin: 2rem auto; padding: 0 1.2rem; }
 h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { font-size: 1.25rem; margin-top: 2.2rem;
   border-bottom: 1px solid #e3e3e3; padding-bottom: .25rem; } h3 { font-size: 1.02rem; margin: 1.3rem 0 .4rem; }
 p.lead, p.note, li.note, figcaption { color: #666; } p.note, li.note, figcaption { font-size: .87rem; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid #ebebeb; text-align: right; white-space: nowrap; }
-th { background: #f7f7f7; font-weight: 600; } th:first-child, td:first-child { text-align: left; }
-tr.baseline td { background: #fbf8ee; } .scroll { overflow-x: auto; }
+th, td { padding: .3rem .5rem; border-bottom: 1px solid #ebebeb; text-align: right; white-space: nowrap; }
+th { background: #f7f7f7; font-weight: 600; white-space: normal; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; }
+tr.baseline td { background: #fbf8ee; }
+td.versions { text-align: left; white-space: normal; color: #666; font-size: .8rem; } .scroll { overflow-x: auto; }
 figure { margin: .8rem 0; } img { max-width: 100%; height: auto; }
 ul.alarms { border-left: 4px solid #d9822b; background: #fdf5ec; padding: .6rem 1rem .6rem 2rem; }
 p.fine { border-left: 4px solid #5aa469; background: #f1f8f2; padding: .5rem 1rem; }
@@ -80,7 +83,7 @@ def _what_was_run(directories: Sequence[RunDirectory], runs: Sequence[VariantRun
         versions = ", ".join(f"{key} {value}" for key, value in directory.versions().items()) or "–"
         cells = [name, *facts.values(), finished, f"{hours:.2f} h"]
         lines.append(("", [f"<td>{escape(cell)}</td>" for cell in cells]))
-        lines.append(("", [f'<td></td><td colspan="6" style="white-space:normal">versions: {escape(versions)}</td>']))
+        lines.append(("", [f'<td class="versions" colspan="7">versions: {escape(versions)}</td>']))
     return _table(["run", "method", "recipe", "evaluated on", "images", "finished", "wall time"], lines)
 
 
@@ -167,6 +170,20 @@ def _hazards(groups: Groups) -> str:
     return "".join(parts)
 
 
+def _engine(groups: Groups) -> str:
+    """Throughput, lag, busy share and actors of each variant's first seed that sampled anything."""
+    parts = []
+    for label, members in groups.items():
+        for member in members:
+            figure = curves.engine_figure(member)
+            if figure is not None:
+                parts.append(f"<h3>{escape(label)}</h3>")
+                caption = f"Seed {member.seed}. {ENGINE_CAPTION}"
+                parts.append(_figure(figure, f"Actors and learner of {label}, seed {member.seed}", caption))
+                break
+    return "".join(parts)
+
+
 def _configurations(directories: Sequence[RunDirectory], groups: Groups) -> str:
     texts = {f"{d.root.name}: config.yaml": d.configuration() for d in directories}
     for label, members in groups.items():
@@ -217,6 +234,7 @@ def write_report(runs: Sequence[Path], out: Path, *, baseline: str | None = None
         "IoU per class": _per_class(groups),
         "Diagnostics": _hazards(groups),
         "Training": _figure(curves.training_figure(variant_runs, pretraining), "Training loss"),
+        "Engine": _engine(groups),
         "Configuration": _configurations(directories, groups),
     }
     body = "".join(f"<section><h2>{name}</h2>{content}</section>" for name, content in sections.items() if content)

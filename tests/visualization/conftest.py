@@ -104,6 +104,27 @@ def write_seed(
     return folder
 
 
+ENGINE_ROWS = 10
+"""Iterations of a stage that `write_timings` describes; the last one evaluates, the first four explore."""
+
+
+def write_timings(folder: Path, *, remote: bool = True) -> Path:
+    """Writes a timings.jsonl for a seed of `write_seed`: half a minute per iteration, one actor dead at iteration 12."""
+    rows = []
+    for iteration in range(40):
+        row: dict[str, Any] = {"iteration": iteration, "seconds": 30.0, "images_per_second": 5.0}
+        explores = iteration % ENGINE_ROWS < 4
+        row |= {"rollouts_per_second": 2.0 + iteration % 2 if explores else 0.0, "learner_busy_share": 0.9}
+        if explores:
+            row |= {"policy_lag_mean": 1.0, "policy_lag_max": 3.0}
+        if remote:
+            row |= {"actors_total": 2.0, "actors_alive": 1.0 if iteration == 12 else 2.0}
+            row |= {"rollouts_lost": 0.0 if iteration < 12 else 3.0, "rollouts_dropped": 0.0}
+        rows.append(row)
+    (folder / "timings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
 def write_run(root: Path, mious: Mapping[str, Mapping[int, float]], **options: Any) -> Path:
     """Writes a run directory: variant → seed → mIoU after the last stage."""
     for variant, seeds in mious.items():
@@ -127,6 +148,12 @@ def make_run() -> Callable[..., Path]:
 def make_seed() -> Callable[..., Path]:
     """`write_seed`, for tests."""
     return write_seed
+
+
+@pytest.fixture
+def make_timings() -> Callable[..., Path]:
+    """`write_timings`, for tests."""
+    return write_timings
 
 
 @pytest.fixture

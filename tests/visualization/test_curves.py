@@ -3,9 +3,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from raysseg.visualization.curves import (
     accuracy_figure,
+    engine_figure,
     exploration_figure,
     figure_png,
     label_figure,
@@ -115,3 +118,70 @@ def test_one_drawing_gives_the_same_bytes_twice(run: Path) -> None:
         pictures.append(figure_png(figure, dpi=50))
     assert pictures[0] == pictures[1]
     assert pictures[0].startswith(b"\x89PNG")
+
+
+def panels_of(figure: Figure | None) -> dict[str, Axes]:
+    """The panels of a figure under their titles."""
+    assert figure is not None
+    return {axes.get_title(loc="left"): axes for axes in figure.axes}
+
+
+def test_the_engine_is_drawn_over_the_minutes_of_the_iterations(run: Path, make_timings: Callable[..., Path]) -> None:
+    (first, *_) = load_variant_runs([run])
+    make_timings(first.path)
+    panels = panels_of(engine_figure(first))
+    assert list(panels) == [
+        "rollouts per second",
+        "policy lag of the rollouts",
+        "learner's time",
+        "actors",
+        "rollouts without use, since the start",
+    ]
+    lost = next(line for line in panels["rollouts without use, since the start"].lines if "lost" in line.get_label())
+    np.testing.assert_allclose(lost.get_xdata(), np.arange(1, 41) / 2)
+    np.testing.assert_allclose(lost.get_ydata(), [0] * 12 + [3] * 28)
+    alive = next(line for line in panels["actors"].lines if line.get_label() == "alive")
+    assert alive.get_ydata()[12] == 1
+    assert panels["learner's time"].get_ylim() == (0.0, 1.03)
+
+
+def test_a_running_mean_of_the_engine_does_not_leave_its_phase(run: Path, make_timings: Callable[..., Path]) -> None:
+    (first, *_) = load_variant_runs([run])
+    make_timings(first.path)
+    axes = panels_of(engine_figure(first))["rollouts per second"]
+    explored = [line for line in axes.lines if line.get_ydata().any()]
+    # Four explorations of four iterations: every value faint, and its mean over the neighbours.
+    assert [len(line.get_xdata()) for line in explored] == [4] * 8
+    np.testing.assert_allclose(explored[0].get_ydata(), [2, 3, 2, 3])
+    np.testing.assert_allclose(explored[1].get_ydata(), [2.5, 7 / 3, 8 / 3, 2.5])
+    assert sum(line.get_label() == "rollouts" for line in axes.lines) == 1
+    spans = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in axes.patches]
+    np.testing.assert_allclose(spans, [(0, 2), (5, 7), (10, 12), (15, 17)])
+
+
+def test_the_engine_of_one_process_has_no_panels_about_actors(run: Path, make_timings: Callable[..., Path]) -> None:
+    (first, *_) = load_variant_runs([run])
+    make_timings(first.path, remote=False)
+    assert list(panels_of(engine_figure(first))) == [
+        "rollouts per second",
+        "policy lag of the rollouts",
+        "learner's time",
+    ]
+
+
+@pytest.mark.parametrize("torn", ['{"iteration": 40, "sec', "40"])
+def test_a_torn_line_of_the_timings_is_left_out(run: Path, make_timings: Callable[..., Path], torn: str) -> None:
+    (first, *_) = load_variant_runs([run])
+    make_timings(first.path)
+    whole = [line.get_xdata().tolist() for axes in panels_of(engine_figure(first)).values() for line in axes.lines]
+    with (first.path / "timings.jsonl").open("a") as file:
+        file.write(torn)
+    again = [line.get_xdata().tolist() for axes in panels_of(engine_figure(first)).values() for line in axes.lines]
+    assert again == whole
+
+
+def test_without_rollouts_there_is_no_engine_to_draw(run: Path) -> None:
+    (first, *_) = load_variant_runs([run])
+    assert engine_figure(first) is None
+    (first.path / "timings.jsonl").write_text('{"iteration": 0, "seconds": 1.0, "rollouts_per_second": 0.0}\n')
+    assert engine_figure(first) is None

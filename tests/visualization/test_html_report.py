@@ -58,6 +58,16 @@ def test_the_report_has_numbers_versions_classes_and_configuration(run: Path) ->
     assert "a &lt;tag&gt; &amp; more" in page
 
 
+def test_the_engine_has_a_section_where_it_was_measured(run: Path, make_timings: Callable[..., Path]) -> None:
+    assert "<h2>Engine</h2>" not in write_report([run], run / "report.html").read_text(encoding="utf-8")
+    make_timings(run / "variants" / "eil" / "seed-1")
+    page = write_report([run], run / "report.html").read_text(encoding="utf-8")
+    assert re.search(
+        r'<h2>Engine</h2><h3>eil</h3><figure><img alt="Actors and learner of eil, seed 1" src="data:', page
+    )
+    assert page.count("<h2>Engine</h2>") == page.count("Actors and learner of") == 1
+
+
 def test_the_report_names_unfinished_seeds(run: Path, make_seed: Callable[..., Path]) -> None:
     make_seed(run / "variants" / "slow" / "seed-4", 0.5, finished=False)
     page = write_report([run], run / "report.html").read_text(encoding="utf-8")
