@@ -4,6 +4,9 @@ the networks.
 
 from __future__ import annotations
 
+import dataclasses
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,11 +14,15 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from torch import nn
 
 from raysseg.core.modules import SEGMENTER, SegmenterModule
+from raysseg.core.parallel import Learners, RowsOfBatch
+from raysseg.core.prefetch import Prefetcher, to_device
 from raysseg.core.schedules import build_optimiser, schedule_factor, set_learning_rate
 from raysseg.core.seeding import generator
-from raysseg.core.work import LearnerWork
+from raysseg.core.weights import PackedWeights, pack_weights
+from raysseg.core.work import LearnerWork, Minibatch, Share
 from raysseg.core.workspace import Workspace
 from raysseg.data.augmentation import draw_geometry, normalise, warp_images, warp_labels
 from raysseg.errors import NonFiniteError
@@ -23,20 +30,70 @@ from raysseg.functional.constants import PADDING, UNLABELLED
 from raysseg.segmenters import update_teacher, upsample_logits
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Preparation:
+    """What is to be made ready for an update of some kind; two that are equal give the same.
+
+    Args:
+        kind: of the work.
+        records: this learner's rows of one minibatch.
+        version: label version, where the records do not say it themselves.
+    """
+
+    kind: str
+    records: pa.RecordBatch
+    version: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SegmenterBatch:
+    """A minibatch of the segmenter's update, on the device.
+
+    Args:
+        images: augmented and ImageNet-normalised, float32 `[B, 3, h, w]`.
+        target: int64 `[B, h, w]`; 255 where nothing is to be learned.
+    """
+
+    images: torch.Tensor
+    target: torch.Tensor
+
+
 class SegmentationLearner(TorchLearner):
     """RLlib's learner for a segmenter and the networks of a method.
 
-    `update(training_data=LearnerWork(kind=…))` calls `update_<kind>(records, **context)`; a method adds its own kinds. Each returns
-    plain numbers. A loss that is not finite stops the run with the sample keys that held it.
+    `update(training_data=LearnerWork(kind=…))` calls `update_<kind>(work, **context)`; a method adds its own kinds, and to each a
+    `prepare_<kind>(preparation)` that reads what the records name. Each update returns plain numbers, the same on every learner. A
+    loss that is not finite stops the run with the sample keys that held it.
     """
 
     def build(self) -> None:
         """Builds networks and optimisers, and opens the data on this learner's device."""
-        super().build()
         config = self.config
         self.settings = config.settings
+        engine = self.settings.engine
+        if engine.torch_threads and config.num_learners:
+            torch.set_num_threads(engine.torch_threads)
+        super().build()
         self.workspace = Workspace(config.settings, config.store_uri, config.labels_uri, self._device)
+        self.prefetch: Prefetcher[Preparation, Any] = Prefetcher(self._prepare, engine.prefetch, self._device)
         self._class_weights: tuple[int, torch.Tensor | None] = (-2, None)
+        self._last_end = time.perf_counter()
+
+    def shutdown(self) -> None:
+        """Ends the background thread."""
+        self.prefetch.close()
+        super().shutdown()
+
+    def trained_networks(self) -> dict[str, nn.Module]:
+        """Returns the networks that updates change, by name; several learners keep them the same."""
+        return {"online": self._segmenter_module().online}
+
+    def _make_modules_ddp_if_necessary(self) -> None:
+        """Wraps each trained network for itself and leaves RLlib's modules, and with them all names in checkpoints, as
+        they are.
+        """
+        self.learners = Learners(distributed=self.distributed, device=self._device)
+        self.networks = {name: self.learners.wrap(network) for name, network in self.trained_networks().items()}
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Registers the segmenter's optimiser: backbone and new layers with their own learning rates."""
@@ -67,21 +124,128 @@ class SegmentationLearner(TorchLearner):
     def _segmenter_module(self) -> SegmenterModule:
         return self.module[SEGMENTER].unwrapped()
 
-    def update(self, *args: Any, training_data: LearnerWork, **kwargs: Any) -> dict[str, float]:  # type: ignore[override]
-        """Does one work order and returns its numbers.
+    def update(self, *args: Any, training_data: LearnerWork, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Does one work order and returns its numbers, without the seconds and errors that `update_and_publish` adds.
+
+        Args:
+            args: none; RLlib's signature.
+            training_data: the work, or this learner's part of it.
+            kwargs: RLlib's, of no use here.
 
         Raises:
             NonFiniteError: a loss is not finite.
         """
-        training_data.validate()
-        update = getattr(self, f"update_{training_data.kind}")
+        result = self._do(training_data)
+        return {name: value for name, value in result.items() if name not in ("timing", "errors")}
+
+    def update_and_publish(
+        self, training_data: LearnerWork, modules: tuple[str, ...]
+    ) -> tuple[dict[str, Any], PackedWeights]:
+        """Does one work order; returns its numbers, and the weights after it.
+
+        Called with two return values, so that the weights go into the object store and never through the driver.
+
+        Args:
+            training_data: the work, or this learner's part of it.
+            modules: ids of those whose weights are wanted; of several learners one is asked, the others for none.
+
+        Returns:
+            The numbers of the work, the same on every learner (where a method has them also `errors`, one per record), and under
+            `timing` this learner's own seconds: `busy_seconds` in this call without publishing (of which it waited
+            `prepare_seconds` for records to be made ready, and computed `update_seconds`) and `idle_seconds` since the end of the
+            call before.
+
+        Raises:
+            NonFiniteError: a loss is not finite.
+        """
+        return self._do(training_data), self.publish_weights(modules)
+
+    def publish_weights(self, modules: tuple[str, ...]) -> PackedWeights:
+        """Returns the weights of modules as actors need them, copied into contiguous arrays.
+
+        Args:
+            modules: their ids; none gives nothing.
+        """
+        return pack_weights({name: self.module[name].unwrapped() for name in modules})
+
+    def _do(self, work: LearnerWork) -> dict[str, Any]:
+        """Does one work order and measures it."""
+        begun = time.perf_counter()
+        work.validate()
+        self.prefetch.waited = 0.0
         self._weights_seq_no += 1
-        result: dict[str, float] = update(training_data.records, **training_data.context)
+        result: dict[str, Any] = getattr(self, f"update_{work.kind}")(work, **work.context)
+        ended = time.perf_counter()
+        result["timing"] = {
+            "busy_seconds": ended - begun,
+            "idle_seconds": begun - self._last_end,
+            "prepare_seconds": self.prefetch.waited,
+            "update_seconds": ended - begun - self.prefetch.waited,
+        }
+        self._last_end = ended
         return result
+
+    # ---- what updates are made of -----------------------------------------------------------------------------------
+
+    def _prepare(self, preparation: Preparation) -> Any:
+        """Reads what a minibatch needs; in the background where there is time to."""
+        prepare: Callable[[Preparation], Any] = getattr(self, f"prepare_{preparation.kind}")
+        return prepare(preparation)
+
+    def descend(
+        self,
+        name: str,
+        optimiser: torch.optim.Optimizer,
+        share: Share,
+        loss_of: Callable[[nn.Module, slice], torch.Tensor],
+        *,
+        clip_norm: float | None,
+        seed: int = 0,
+    ) -> torch.Tensor:
+        """Takes one step of an optimiser on a minibatch that learners share, in `engine.gradient_accumulation` pieces.
+
+        Args:
+            name: of the trained network.
+            optimiser: of its parameters.
+            share: which rows of the minibatch are this learner's.
+            loss_of: from the network as it is to be called and some of this learner's rows (a slice of them) to their
+                part of the whole minibatch's loss, a scalar: a sum over rows over a denominator of all rows.
+            clip_norm: largest norm of the whole gradient; None does not clip.
+            seed: of dropout.
+
+        Returns:
+            This learner's part of the loss, a scalar without gradient.
+        """
+        network = self.networks[name]
+        pieces = share.pieces(self.settings.engine.gradient_accumulation, self.learners.world)
+        optimiser.zero_grad(set_to_none=True)
+        losses = []
+        for piece in pieces:
+            with self.learners.passing(network, piece, last=piece is pieces[-1]):
+                torch.manual_seed(seed)
+                rows = slice(piece.start - share.start, piece.stop - share.start)
+                if piece.is_split:
+                    with RowsOfBatch(piece):
+                        loss = loss_of(network, rows)
+                else:
+                    loss = loss_of(network, rows)
+                (loss * self.learners.scale(share)).backward()
+            losses.append(loss.detach())
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
+        optimiser.step()
+        return torch.stack(losses).sum()
+
+    def _keys_of(self, keys: list[str], share: Share) -> str:
+        """Returns the keys of a whole minibatch; to be called on all learners, each with its own keys."""
+        parts = self.learners.gather(keys) if share.is_split else [keys]
+        return ", ".join(key for part in parts for key in part)
+
+    # ---- the segmenter's update -------------------------------------------------------------------------------------
 
     def update_segmenter(
         self,
-        records: pa.RecordBatch,
+        work: LearnerWork,
         *,
         version: int,
         first_update: int,
@@ -89,16 +253,16 @@ class SegmentationLearner(TorchLearner):
         learning_rate: float,
         epoch_ends: list[int],
         seed: int,
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """Trains the segmenter on a label version (Eq. 14): cross-entropy over labelled pixels.
 
         Args:
-            records: columns `row` and `seed`, consecutive minibatches of `training.batch_size` (the last of an epoch
-                may be smaller).
+            work: records with the columns `row` and `seed`, in minibatches that never cross the end of an epoch.
             version: label version; 0 the scribbles, −1 the ground truth.
             first_update: number of the first minibatch on the learning-rate schedule of `total_updates`.
+            total_updates: length of that schedule.
             learning_rate: at the start of that schedule.
-            epoch_ends: numbers of records after which an epoch ends (a minibatch never crosses it).
+            epoch_ends: numbers of records after which an epoch ends.
             seed: of dropout.
 
         Returns:
@@ -107,77 +271,84 @@ class SegmentationLearner(TorchLearner):
         Raises:
             NonFiniteError: with the keys of the first minibatch whose loss is not finite.
         """
-        training = self.settings.training
-        module, optimiser = self._segmenter_module(), self.get_optimizer(SEGMENTER, "segmenter")
-        weight = self._class_weight(version)
-        rows, seeds = np.array(records.column("row")), np.array(records.column("seed"))
-        losses, counts, parts, rate = [], [], self._minibatches(len(rows), epoch_ends), 0.0
-        for index, part in enumerate(parts):
+        work = work.in_minibatches(self.settings.training.batch_size, epoch_ends)
+        training, optimiser = self.settings.training, self.get_optimizer(SEGMENTER, "segmenter")
+        module, weight, rate = self._segmenter_module(), self._class_weight(version), 0.0
+        minibatches = work.own_minibatches()
+        batches = self.prefetch.each(
+            Preparation(kind="segmenter", records=one.records, version=version) for one in minibatches
+        )
+        losses, counts = [], []
+        for index, one in enumerate(minibatches):
+            batch = self.learners.agree(lambda: next(batches))
             rate = learning_rate * schedule_factor(training.optimiser, (first_update + index) / max(1, total_updates))
             set_learning_rate(optimiser, rate)
-            torch.manual_seed(int(generator(seed, "dropout", first_update + index).integers(2**62)))
-            loss, count = self._segmenter_loss(module, rows[part], seeds[part], version, weight)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            if training.optimiser.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(module.online.parameters(), training.optimiser.clip_norm)
-            optimiser.step()
-            losses.append(loss.detach())
+            own_seed = int(generator(seed, "dropout", first_update + index).integers(2**62))
+            loss, count = self._step_segmenter(module, one.share, batch, weight, own_seed)
+            losses.append(loss if one.share.is_split else loss / self.learners.world)
             counts.append(count)
-            if training.teacher_interval == "update" or part.stop in epoch_ends:
+            if training.teacher_interval == "update" or one.stop in epoch_ends:
                 update_teacher(module.teacher, module.online, training.teacher_momentum)
-        values = torch.stack(losses).float()
+        values = self.learners.sum(torch.stack(losses).float())
         finite = torch.isfinite(values).tolist()
         if not all(finite):
             bad = finite.index(False)
-            keys = [self.workspace.train.keys[row] for row in rows[parts[bad]]]
-            raise NonFiniteError(
-                f"The segmenter's loss at update {first_update + bad} (label version {version}) is {values[bad].item()}; "
-                f"its samples are {', '.join(keys)}."
-            )
+            self._refuse(minibatches[bad], f"update {first_update + bad} (label version {version})", values[bad].item())
         return {
             "loss": values.mean().item(),
             "learning_rate": rate,
-            "labelled_pixels": torch.stack(counts).sum().item() / len(rows),
+            "labelled_pixels": torch.stack(counts).sum().item() / sum(one.share.total for one in minibatches),
         }
 
-    def _minibatches(self, count: int, epoch_ends: list[int]) -> list[slice]:
-        """Cuts `count` records into minibatches that never cross the end of an epoch."""
-        size, start, parts = self.settings.training.batch_size, 0, []
-        for end in sorted({*epoch_ends, count}):
-            while start < end:
-                parts.append(slice(start, min(start + size, end)))
-                start = parts[-1].stop
-        return parts
+    def _refuse(self, minibatch: Minibatch, where: str, loss: float) -> None:
+        """Raises the error of a loss that is not finite."""
+        rows = minibatch.records.column("row").to_pylist()
+        keys = self._keys_of([self.workspace.train.keys[row] for row in rows], minibatch.share)
+        raise NonFiniteError(f"The segmenter's loss at {where} is {loss}; its samples are {keys}.")
 
-    def _segmenter_loss(
-        self, module: SegmenterModule, rows: np.ndarray, seeds: np.ndarray, version: int, weight: torch.Tensor | None
+    def prepare_segmenter(self, preparation: Preparation) -> SegmenterBatch:
+        """Reads and augments images and label maps.
+
+        Args:
+            preparation: records with the columns `row` and `seed`, and the label version.
+        """
+        data, augmentation = self.workspace.train, self.settings.training.augmentation
+        rows = torch.tensor(np.asarray(preparation.records.column("row")), dtype=torch.int64)
+        images, sizes = data.images(rows)
+        assert preparation.version is not None
+        labels = data.labels(rows, preparation.version)
+        seeds = to_device(np.asarray(preparation.records.column("seed")), self._device)
+        geometry = draw_geometry(sizes, seeds, augmentation, output_size=augmentation.crop or data.canvas)
+        labels = warp_labels(labels, sizes, geometry)
+        return SegmenterBatch(
+            images=normalise(warp_images(images, sizes, geometry)),
+            target=torch.where(labels == PADDING, UNLABELLED, labels).long(),
+        )
+
+    def _step_segmenter(
+        self, module: SegmenterModule, share: Share, batch: SegmenterBatch, weight: torch.Tensor | None, seed: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the loss and the number of labelled pixels of one minibatch;
+        """Takes one step; returns this learner's part of the loss, and the labelled pixels of the whole minibatch.
 
         BatchNorm needs two images, so one alone uses its statistics.
         """
-        data, augmentation = self.workspace.train, self.settings.training.augmentation
-        index = torch.as_tensor(rows, dtype=torch.int64, device=self._device)
-        images, sizes = data.images(index)
-        geometry = draw_geometry(
-            sizes,
-            torch.as_tensor(seeds, device=self._device),
-            augmentation,
-            output_size=augmentation.crop or data.canvas,
-        )
-        labels = warp_labels(data.labels(index, version), sizes, geometry)
-        module.online.train(len(rows) > 1)
-        with self.workspace.autocast():
-            output = module.online(normalise(warp_images(images, sizes, geometry)))
-        logits = upsample_logits(output.logits.float(), (int(labels.shape[-2]), int(labels.shape[-1])))
-        target = torch.where(labels == PADDING, UNLABELLED, labels).long()
-        labelled = (target != UNLABELLED).sum()
-        total = F.cross_entropy(logits, target, weight=weight, ignore_index=UNLABELLED, reduction="sum")
-        if weight is None:
-            return total / labelled.clamp(min=1), labelled
-        mass = weight[target.clamp(max=len(weight) - 1)].masked_fill(target == UNLABELLED, 0.0).sum()
-        return total / mass.clamp(min=1e-6), labelled
+        labelled = (batch.target != UNLABELLED).sum()
+        mass = labelled.clone() if weight is None else _mass(batch.target, weight)
+        labelled, mass = self.learners.sum(torch.stack([labelled.double(), mass.double()]), share).unbind()
+        denominator = mass.clamp(min=1.0 if weight is None else 1e-6).float()
+        module.online.train(share.total > 1)
+
+        def loss_of(network: nn.Module, rows: slice) -> torch.Tensor:
+            target = batch.target[rows]
+            with self.workspace.autocast():
+                output = network(batch.images[rows])
+            logits = upsample_logits(output.logits.float(), (int(target.shape[-2]), int(target.shape[-1])))
+            total = F.cross_entropy(logits, target, weight=weight, ignore_index=UNLABELLED, reduction="sum")
+            return total / denominator
+
+        clip_norm = self.settings.training.optimiser.clip_norm
+        optimiser = self.get_optimizer(SEGMENTER, "segmenter")
+        return self.descend("online", optimiser, share, loss_of, clip_norm=clip_norm, seed=seed), labelled
 
     def _class_weight(self, version: int) -> torch.Tensor | None:
         """Returns the class weights `[K]` of a label version, mean 1 over its classes, or None for the plain loss."""
@@ -185,10 +356,19 @@ class SegmentationLearner(TorchLearner):
         if power == 0.0:
             return None
         if self._class_weights[0] != version:
-            counts = torch.zeros(256, dtype=torch.float64, device=self._device)
-            for part in torch.arange(len(self.workspace.train.keys), device=self._device).split(64):
-                counts += torch.bincount(self.workspace.train.labels(part, version).flatten().long(), minlength=256)
-            counts = counts[: self.workspace.num_classes]
+            counts = self.prefetch.now(lambda: self._count_classes(version))
             weight = torch.where(counts > 0, (counts / counts.sum()).clamp(min=1e-9) ** -power, 0.0)
             self._class_weights = (version, (weight / weight[counts > 0].mean()).float())
         return self._class_weights[1]
+
+    def _count_classes(self, version: int) -> torch.Tensor:
+        """Counts the pixels of each class in the training split under a label version, float64 `[K]`."""
+        counts = torch.zeros(256, dtype=torch.float64, device=self._device)
+        for part in torch.arange(len(self.workspace.train.keys), device=self._device).split(64):
+            counts += torch.bincount(self.workspace.train.labels(part, version).flatten().long(), minlength=256)
+        return counts[: self.workspace.num_classes]
+
+
+def _mass(target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Returns the sum of the class weights over labelled pixels."""
+    return weight[target.clamp(max=len(weight) - 1)].masked_fill(target == UNLABELLED, 0.0).sum()

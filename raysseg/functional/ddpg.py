@@ -36,20 +36,25 @@ def bootstrap_target(rewards: Tensor, next_values: Tensor, terminated: Tensor, g
     return torch.where(terminated, rewards, rewards + gamma * next_values).detach()
 
 
-def assessor_loss(values: Tensor, targets: Tensor) -> Tensor:
-    """Computes the mean over the batch of (q̄ − q)²; the gradient reaches q alone.
+def assessor_loss(values: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Computes the mean over the batch of w (q̄ − q)²; the gradient reaches q alone.
 
     Args:
         values: float [B], q.
         targets: float [B], q̄ of `bootstrap_target`.
+        weights: float [B], w of each transition where they were not drawn uniformly; None: 1.
     Returns:
         float scalar [], the sum over B divided by B.
     Raises:
         InputError: where the shapes differ.
-    Source: EIL, Eq. 5.
+    Source: EIL, Eq. 5; the weights are those of prioritised experience replay.
     """
     _check_same("values", values, "targets", targets)
-    return (targets.detach() - values).square().mean()
+    squares = (targets.detach() - values).square()
+    if weights is None:
+        return squares.mean()
+    _check_same("weights", weights, "values", values)
+    return (weights * squares).mean()
 
 
 def searcher_loss(values: Tensor) -> Tensor:

@@ -114,12 +114,6 @@ def test_the_teacher_follows_at_its_interval(bench: MakeBench, interval: str, mo
     assert same is not moves
 
 
-def test_minibatches_never_cross_an_epoch(bench: MakeBench) -> None:
-    one = bench(training__batch_size=3)
-    parts = one.learner._minibatches(16, [8, 16])
-    assert [(part.start, part.stop) for part in parts] == [(0, 3), (3, 6), (6, 8), (8, 11), (11, 14), (14, 16)]
-
-
 def test_the_learning_rate_follows_its_schedule(bench: MakeBench) -> None:
     one = bench()
     records = rollout.order(np.arange(8), np.arange(8))
