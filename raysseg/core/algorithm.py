@@ -33,7 +33,7 @@ from raysseg.core.seeding import draw_order, draw_seeds
 from raysseg.core.settings import MethodSettings
 from raysseg.core.synchronous import SynchronousLoop
 from raysseg.core.telemetry import Telemetry
-from raysseg.core.work import LearnerWork
+from raysseg.core.work import LearnerWork, cut_minibatches
 from raysseg.data.label_store import LabelStore
 from raysseg.data.store import Store
 from raysseg.evaluation import Scores
@@ -294,7 +294,9 @@ class SegmentationAlgorithm(Algorithm, abc.ABC):
             "seed": self.settings.seed,
         }
         records = rollout.order(np.concatenate(rows), np.concatenate(seeds))
-        numbers = self.learn(LearnerWork(kind="segmenter", records=records, context=context))
+        minibatches = cut_minibatches(records.num_rows, training.batch_size, ends)
+        work = LearnerWork(kind="segmenter", records=records, context=context, minibatches=minibatches)
+        numbers = self.learn(work)
         self.segmenter_version += steps
         self.images_per_second = sum(len(r) for r in rows) / (time.perf_counter() - start)
         over = position.step + steps >= epochs * per_epoch

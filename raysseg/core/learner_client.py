@@ -88,20 +88,18 @@ class LearnerClient:
         """
         work.validate()
         if self._local is not None:
-            numbers = self._local.update(training_data=work)
-            weights = ray.put(self._local.publish_weights(publish)) if publish else None
-            self._finish(number, numbers, weights)
+            numbers, packed = self._local.update_and_publish(work, publish)
+            self._finish(number, numbers, ray.put(packed) if publish else None)
             return
         refs: list[ray.ObjectRef] = []
         weights = None
         for rank, (part, _) in enumerate(work.shard(len(self._remote))):
-            learner = self._remote[rank]
+            # Two return values: the weights go from the learner into the object store, and never through the driver.
+            call = self._remote[rank].update_and_publish.options(num_returns=2)
+            numbers_ref, weights_ref = call.remote(part, publish if rank == 0 else ())
+            refs.append(numbers_ref)
             if publish and rank == 0:
-                # Two return values: the weights go from the learner into the object store, and never through the driver.
-                ref, weights = learner.update_and_publish.options(num_returns=2).remote(part, publish)
-            else:
-                ref = learner.update.remote(training_data=part)
-            refs.append(ref)
+                weights = weights_ref
         self._waiting.append((number, refs, weights))
 
     def collect(self, timeout: float | None = 0.0) -> list[Done]:
