@@ -57,37 +57,42 @@ class Recipe:
 
     def settings(self, variant: str, seed: int, *, pretrained: Path | None = None) -> MethodSettings:
         """Returns the settings of one variant and seed. Raises `InputError` for whatever does not fit."""
-        values: dict[str, Any] = _copy(self.values)
+        values: dict[str, Any] = copy_values(self.values)
         for key, value in self.variants[variant].items():
             inside = key.partition(".")[0] not in self.method.settings.model_fields
-            _set(values, f"{self.method.section}.{key}" if inside else key, value)
+            set_value(values, f"{self.method.section}.{key}" if inside else key, value)
         values |= {"recipe": self.name, "variant": variant, "seed": seed}
         if pretrained is not None:
-            _set(values, "training.pretrained", str(pretrained))
+            set_value(values, "training.pretrained", str(pretrained))
         return load_settings(self.method.settings, values, where=f"the recipe {self.name}, variant {variant}")
 
     def pretraining(self, seed: int) -> MethodSettings:
         """Returns the settings of the pre-training that all variants of a seed share."""
-        values: dict[str, Any] = _copy(self.values)
+        values: dict[str, Any] = copy_values(self.values)
         for key, value in self.method.pretraining.items():
-            _set(values, f"{self.method.section}.{key}", value)
+            set_value(values, f"{self.method.section}.{key}", value)
         values |= {"recipe": self.name, "variant": "pretrain", "seed": seed}
         return load_settings(self.method.settings, values, where=f"the recipe {self.name}")
 
     def dump(self) -> str:
         """Returns the recipe as YAML, ready to be trained again."""
-        plain = {"seeds": list(self.seeds), **_copy(self.values), "variants": _copy(self.variants)}
+        plain = {"seeds": list(self.seeds), **copy_values(self.values), "variants": copy_values(self.variants)}
         return yaml.safe_dump(plain, sort_keys=False)
 
 
-def _copy(values: Any) -> Any:
+def copy_values(values: Any) -> Any:
+    """Returns a deep copy of plain nested values, with lists in place of tuples."""
     if isinstance(values, Mapping):
-        return {key: _copy(value) for key, value in values.items()}
-    return [_copy(value) for value in values] if isinstance(values, (list, tuple)) else values
+        return {key: copy_values(value) for key, value in values.items()}
+    return [copy_values(value) for value in values] if isinstance(values, (list, tuple)) else values
 
 
-def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
-    """Sets one nested value; a section that is missing is made."""
+def set_value(values: dict[str, Any], dotted: str, value: Any) -> None:
+    """Sets one nested value by its dotted key; a section that is missing is made.
+
+    Raises:
+        InputError: the key goes through a value that is no section.
+    """
     *path, last = dotted.split(".")
     for part in path:
         inner = values.setdefault(part, {})
@@ -124,7 +129,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         if not equals or not key:
             raise InputError(f"--set takes key=value, not '{override}'.")
         try:
-            _set(values, key, yaml.safe_load(raw))
+            set_value(values, key, yaml.safe_load(raw))
         except yaml.YAMLError:
             raise InputError(f"--set {override}: the value is not YAML.") from None
     return _resolve(label, values)

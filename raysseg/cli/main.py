@@ -18,6 +18,7 @@ from raysseg.cli.evaluate import evaluate_command
 from raysseg.cli.predict import predict_command
 from raysseg.cli.report import report_command
 from raysseg.cli.train import recipes_command, train_command
+from raysseg.cli.tune import tune_command
 from raysseg.errors import ActorsLostError, InputError, LearnerLostError, NonFiniteError, Stopped
 
 SENTENCES = (InputError, NonFiniteError, ActorsLostError, LearnerLostError)
@@ -34,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("train")(train_command)
+app.command("tune")(tune_command)
 app.command("evaluate")(evaluate_command)
 app.command("predict")(predict_command)
 app.command("compare")(compare_command)

@@ -43,7 +43,7 @@ def train_command(
     if resume and run_dir is None:
         raise InputError("--resume needs --run-dir: the directory of the run to continue.")
     plan = load_recipe(recipe, override or [])
-    plan = choose(plan, variants=_names(variants), seeds=_numbers(seeds))
+    plan = choose(plan, variants=_names(variants), seeds=seed_numbers(seeds))
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = run_dir or Path("runs") / f"{plan.name}-{stamp}"
     train_recipe(plan, folder, resume=resume, listener_for=functools.partial(Progress, None))
@@ -64,7 +64,8 @@ def _names(text: str | None) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()] if text else []
 
 
-def _numbers(text: str | None) -> list[int]:
+def seed_numbers(text: str | None) -> list[int]:
+    """Reads seeds separated by commas. Raises `InputError` for anything else."""
     names = _names(text)
     if not all(name.isdigit() for name in names):
         raise InputError(f"--seeds takes numbers from 0 separated by commas, not '{text}'.")

@@ -216,7 +216,7 @@ class AsynchronousLoop(Generic[Plan]):
         lag = self._first_version + self._done - version
         now = self._clock()
         if self._engine.max_policy_lag is not None and lag > self._engine.max_policy_lag:
-            self._telemetry.dropped(batch.num_rows)
+            self._telemetry.dropped(1)
             self._again.append(number)
             return
         self.plan.keep(batch)

@@ -9,7 +9,10 @@ class ProgressListener(Protocol):
     """Takes the progress of a run; the command shows it as a bar, a test may record it."""
 
     def update(self, completed: float, total: float, **fields: str | float | int) -> None:
-        """Says how much of the work is done, with the fields that matter (phase, stage, mIoU, reward, images/s)."""
+        """Says how much of the work is done, with the fields that matter (phase, stage, mIoU, reward, images/s).
+
+        Where remote actors work, also actors, lag, busy and drops, as `telemetry.progress_fields` gives them.
+        """
 
     def note(self, message: str) -> None:
         """Says one sentence that should stay visible."""

@@ -173,20 +173,22 @@ def _iterate(
     after_iteration: Callable[[SegmentationAlgorithm], None] | None,
 ) -> None:
     engine, miou = algorithm.settings.engine, None
+    settings = algorithm.settings
+    tags = {"run": settings.recipe, "variant": settings.variant, "seed": str(settings.seed)}
     while not algorithm.done:
         start = time.perf_counter()
         algorithm.train()
         record = algorithm.record
         seconds = time.perf_counter() - start
         telemetry = algorithm.telemetry.snapshot()
+        algorithm.telemetry.export(tags)
         writer.write(record, {"seconds": seconds, "images_per_second": algorithm.images_per_second, **telemetry})
         miou = record.get("miou", miou)
         fields = {"phase": record["phase"], "stage": record["stage"], "images_per_second": algorithm.images_per_second}
         fields |= {name: record[name] for name in ("loss", "reward") if record.get(name) is not None}
         if miou is not None:
             fields["miou"] = miou
-        if algorithm.pool is not None:
-            fields |= progress_fields(telemetry)
+        fields |= progress_fields(telemetry)
         listener.update(algorithm.iteration, algorithm.iteration + algorithm.iterations_left(), **fields)
         if after_iteration is not None:
             after_iteration(algorithm)

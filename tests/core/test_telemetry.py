@@ -1,9 +1,13 @@
 import importlib.util
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 
 from raysseg.core.telemetry import FIELDS, TOTALS, Telemetry, progress_fields
 
@@ -210,3 +214,63 @@ def test_prometheus_finds_every_field_at_the_nodes_metrics_endpoint() -> None:
     # The second telemetry's rates were said too: its window had no rollouts.
     expected |= {"ray_raysseg_rollouts_per_second": 0.0, "ray_raysseg_transitions_per_second": 0.0}
     assert values == expected
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def dashboard() -> dict[str, Any]:
+    """The Grafana dashboard of the repository."""
+    found: dict[str, Any] = json.loads((ROOT / "dashboards" / "grafana-raysseg.json").read_text())
+    return found
+
+
+def queries(board: dict[str, Any]) -> dict[str, list[str]]:
+    """What each panel asks Prometheus."""
+    panels = [panel for panel in board["panels"] if panel["type"] != "row"]
+    return {panel["title"]: [target["expr"] for target in panel["targets"]] for panel in panels}
+
+
+def test_the_dashboard_asks_for_metrics_that_exist() -> None:
+    board = dashboard()
+    ours = {f"ray_raysseg_{name}" + ("_total" if name in TOTALS else "") for name in FIELDS}
+    folder = Path(ray.__file__).parent / "dashboard" / "modules" / "metrics" / "dashboards"
+    rays = set(re.findall(r"\bray_\w+", "".join(path.read_text() for path in folder.glob("*.py"))))
+    variables = [variable["query"]["query"] for variable in board["templating"]["list"] if variable["type"] == "query"]
+    asked = set(
+        re.findall(r"\bray_\w+", " ".join([*variables, *(e for each in queries(board).values() for e in each)]))
+    )
+    assert ours <= asked, "a field is on no panel"
+    assert asked - ours <= rays
+    assert {"ray_node_cpu_utilization", "ray_node_gpus_utilization", "ray_object_store_memory", "ray_actors"} <= asked
+
+
+def test_the_dashboard_can_be_imported() -> None:
+    board = dashboard()
+    variables = [variable["name"] for variable in board["templating"]["list"]]
+    assert variables == ["datasource", "run", "variant", "seed", "instance"]
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+    assert "id" not in board, "an id would replace another dashboard of the same Grafana"
+    taken: set[tuple[int, int]] = set()
+    for panel in board["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert place["x"] + place["w"] <= 24
+        assert not cells & taken, panel["title"]
+        taken |= cells
+        if panel["type"] != "row":
+            assert panel["datasource"]["uid"] == "${datasource}"
+            assert all(set(re.findall(r"\$(\w+)", target["expr"])) <= set(variables) for target in panel["targets"])
+            assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
+
+
+def test_the_documentation_explains_every_field() -> None:
+    text = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
+    explained = re.findall(
+        r"`(\w+)`", " ".join(line.split("|")[1] for line in text.splitlines() if line.startswith("| `"))
+    )
+    assert set(FIELDS) <= set(explained)

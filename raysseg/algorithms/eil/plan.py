@@ -73,10 +73,9 @@ class ExplorationPlan:
 
     def drop_older(self, policy_version: int) -> None:
         """Drops and counts transitions of policies before this version, and of earlier segmenters."""
-        dropped = self._algorithm.replay.drop_older(
+        self._algorithm.replay.drop_older(
             segmenter_version=self._algorithm.segmenter_version, policy_version=policy_version
         )
-        self._algorithm.telemetry.dropped(dropped)
 
     def ready(self) -> bool:
         """Says whether replay holds anything."""
