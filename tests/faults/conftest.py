@@ -11,7 +11,6 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -258,7 +257,7 @@ def make_laboratory(tmp_path: Path, store_uri: str) -> Iterator[Callable[[str], 
     """Makes laboratories by name; actors that still wait are let go at the end."""
     made: list[Path] = []
 
-    def make(name: str = "disturbed") -> Laboratory:
+    def make(name: str = "disturbed", *, store_uri: str = store_uri) -> Laboratory:
         made.append(tmp_path / name)
         return Laboratory(tmp_path / name, store_uri)
 

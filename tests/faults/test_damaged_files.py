@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from faults.conftest import Laboratory, Script
@@ -108,9 +106,10 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
             disk.fill()
         return original(*arguments, **options)
 
-    with monkeypatch.context() as patch, pytest.raises(InputError, match="space") as failure:
+    with monkeypatch.context() as patch:
         patch.setattr(owner, function, on_a_full_disk)
-        lab.run(**STEPS)
+        with pytest.raises(InputError, match="space") as failure:
+            lab.run(**STEPS)
     assert named in str(failure.value)
     assert "\n" not in str(failure.value)
     left = sorted((lab.folder / "checkpoints").glob("[0-9]*"))
@@ -158,3 +157,46 @@ def test_a_torn_checkpoint_is_passed_over(torn: int, make_laboratory: Make, undi
 
 
 # ---- damaged data ---------------------------------------------------------------------------------------------------
+
+
+def overwrite(shard: Path) -> bytes:
+    """Overwrites all but the ends of a file in place, where it is mapped into memory, and returns what it held."""
+    content = shard.read_bytes()
+    with shard.open("r+b") as file:
+        file.seek(1024)
+        file.write(bytes(len(content) - 2048))
+    return content
+
+
+@pytest.mark.parametrize("encoding", ["png", "raw"])
+def test_a_damaged_shard_stops_the_run_in_one_sentence(
+    encoding: Literal["png", "raw"], make_laboratory: Make, undisturbed: Laboratory, tmp_path: Path
+) -> None:
+    whole = Store.open(undisturbed.store_uri)
+    samples = [whole.sample(key) for split in whole.splits for key in whole.keys(split)]
+    write_store(tmp_path / "store", samples, whole.info, image_encoding=encoding)
+    shard = tmp_path / "store" / "train-00000.arrow"
+    lab = make_laboratory(store_uri=str(tmp_path / "store"))
+    remote = {**STEPS, "engine__num_env_runners": 1, "engine__cache_mib": 0}
+    content: list[bytes] = []
+
+    def script() -> Script:
+        algorithm = yield
+        while algorithm.record["phase"] != "explore" or algorithm.record["update"] < 2:
+            algorithm = yield
+        content.append(overwrite(shard))
+        yield
+
+    with pytest.raises(InputError) as failure:
+        lab.run(script(), **remote)
+    sentence = str(failure.value)
+    assert shard.name in sentence
+    assert any(f"'{key}'" in sentence for key in whole.keys("train"))
+    assert "\n" not in sentence
+    assert [row["update"] for row in lab.metrics() if row["phase"] == "explore"] == [1, 2]
+    assert len(lab.log("sample")) <= 4, "what cannot be read is not tried again and again"
+
+    shard.write_bytes(content[0])
+    lab.run(resume=True, **remote)
+    assert lab.metrics() == undisturbed.metrics()
+    assert lab.labels() == undisturbed.labels()

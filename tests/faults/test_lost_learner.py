@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from collections.abc import Callable
@@ -42,7 +43,7 @@ def test_a_run_goes_on_by_itself_without_its_learner(make_laboratory: Make, ray_
     disturbed.run(
         script(), **changes, engine__num_env_runners=1, engine__num_learners=1, engine__max_learner_restarts=1
     )
-    again = [one for one, following in zip(iterations, iterations[1:], strict=False) if following <= one]
+    again = [one for one, following in itertools.pairwise(iterations) if following <= one]
     assert len(again) == 1, "it went back once, to a checkpoint"
     assert disturbed.metrics() == undisturbed.metrics()
     assert disturbed.labels() == undisturbed.labels()
