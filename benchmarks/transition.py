@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 from raysseg.core import rollout
 from raysseg.core.replay import ReplayBuffer
+from raysseg.core.settings import ReplaySettings
 from raysseg.data import encode_map, generate_scribbles
 from raysseg.functional import PADDING, candidates, infer_labels, plane_count
 
@@ -113,7 +114,7 @@ def measure(maps: list[tuple[str, np.ndarray, np.ndarray]], generator: torch.Gen
             batches.append(one)
             first.append(rollout.wire_bytes(rollout.transitions(one)))
             later.append(rollout.wire_bytes(rollout.transitions(transition(key, number, before, after))))
-    replay = ReplayBuffer(capacity=len(batches))
+    replay = ReplayBuffer(ReplaySettings(capacity=len(batches)))
     for start in range(0, len(batches), 8):
         part = batches[start : start + 8]
         replay.add(rollout.transitions({name: [one[name][0] for one in part] for name in part[0]}))

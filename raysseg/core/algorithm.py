@@ -17,6 +17,7 @@ import abc
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from ray.rllib.algorithms.algorithm import Algorithm
 
 from raysseg.core import rollout
 from raysseg.core.modules import SEGMENTER, SegmenterModule
+from raysseg.core.replay_shards import Replay
 from raysseg.core.seeding import draw_order, draw_seeds
 from raysseg.core.settings import MethodSettings
 from raysseg.core.work import LearnerWork
@@ -279,8 +281,23 @@ class SegmentationAlgorithm(Algorithm, abc.ABC):
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
+    def replay_buffers(self) -> dict[str, Replay]:
+        """Returns the replay buffers by name; a checkpoint saves them incrementally beside RLlib's state."""
+        return {}
+
+    def restore_replay(self, states: dict[str, dict[str, Any]], folder: Path) -> None:
+        """Loads what the replay buffers saved, each below its name in a folder."""
+        for name, buffer in self.replay_buffers().items():
+            buffer.load(folder / name, states[name])
+
+    def cleanup(self) -> None:
+        """Ends what the run started besides actors and learner."""
+        for buffer in self.replay_buffers().values():
+            buffer.close()
+        super().cleanup()
+
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """RLlib's state with the machine's position and versions; a method adds its replay buffer."""
+        """RLlib's state with the machine's position and versions, without replay buffers."""
         state: dict[str, Any] = super().get_state(*args, **kwargs)
         state["raysseg"] = {
             "position": dataclasses.asdict(self.position),

@@ -1,91 +1,216 @@
-"""The replay buffer:
+"""The replay buffer: transitions as they came over the wire, drawn uniformly or by priority, saved incrementally.
 
-Arrow record batches of transitions, sampled uniformly, dropped by version, saved with the checkpoint.
+Prioritised drawing is proportional (Schaul et al. 2016, Eq. 1): P(i) = p_i^α / Σ p^α with p = |δ| + 1e-6, and transitions
+that were never drawn have the largest p so far. The n places of a draw are one random offset and n equal steps along
+the line of all p^α. So a transition is drawn n·P(i) times on the mean, exactly, and never twice unless n·P(i) > 1: the
+importance weights need no correction for drawing without replacement. (The paper draws one place in each of the n
+steps, App. B.2.1, which may take a transition on the border of two steps twice.)
 """
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from raysseg.core import rollout
+from raysseg.core.replay_rows import DRAWN_SCHEMA, ReplayRows
+from raysseg.core.settings import ReplaySettings
+from raysseg.errors import InputError, NonFiniteError
+
+SMALLEST_PRIORITY = 1e-6
+FIRST_PRIORITY = 1.0
+"""Of transitions that came before any error was known."""
+
+REPLAY_SCHEMA = DRAWN_SCHEMA.remove(DRAWN_SCHEMA.get_field_index("mass")).append(
+    pa.field("weight", pa.float32(), nullable=False)
+)
 
 
 class ReplayBuffer:
-    """Keeps the newest transitions as they came over the wire; drawing is a pure function of the seed it is given.
+    """Keeps the newest transitions in this process; a draw is a pure function of contents and generator.
 
     Args:
-        capacity: largest number of transitions; the oldest record batches go first.
+        settings: capacity and how to draw; `shards` is not looked at.
 
-    Source: design (principle 3: one Arrow schema); the paper names no replay buffer, so its use is a reconstruction.
+    Source: design (principle 3: one Arrow schema); EIL's paper names no replay buffer, so its use is a reconstruction.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
+    def __init__(self, settings: ReplaySettings) -> None:
+        self._settings = settings
+        self._rows = ReplayRows(settings.capacity, settings.priority_exponent)
+        self._next_id = 0
+        self._largest: float | None = None
         self.dropped = 0
-        self._batches: list[pa.RecordBatch] = []
 
     def __len__(self) -> int:
-        return sum(batch.num_rows for batch in self._batches)
+        return self._rows.size()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all transitions in the buffer."""
-        return sum(rollout.wire_bytes(batch) for batch in self._batches)
+        """Bytes of all record batches held, without the index (36 bytes a transition)."""
+        return self._rows.nbytes()
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Adds transitions and lets the oldest go that exceed the capacity (always whole record batches, never the
-        newest one).
+        """Adds transitions, numbers them consecutively, and lets the oldest go that exceed the capacity.
+
+        Raises:
+            ValueError: the batch is not of `TRANSITION_SCHEMA`.
         """
-        if batch.num_rows:
-            self._batches.append(batch)
-        size = len(self)
-        while len(self._batches) > 1 and size - self._batches[0].num_rows >= self.capacity:
-            size -= self._batches.pop(0).num_rows
+        check_schema(batch)
+        self._rows.add(batch, self._next_id, self._largest or FIRST_PRIORITY)
+        self._next_id += batch.num_rows
+
+    def sample(self, count: int, generator: np.random.Generator) -> pa.RecordBatch:
+        """Draws transitions, without replacement where the buffer holds enough (prioritised: see the top of this file).
+
+        Args:
+            count: how many, at least 1.
+            generator: moves on by one draw.
+
+        Returns:
+            `REPLAY_SCHEMA`: `TRANSITION_SCHEMA`, `id` (unique for ever) and `weight` in (0, 1], in the order of `id`.
+
+        Raises:
+            ValueError: the buffer is empty.
+        """
+        size, extent = len(self), self._rows.extent()
+        drawn = self._rows.at(draw_places(count, extent, generator, self._settings))
+        return with_weights(drawn, size, extent, self._settings)
+
+    def update_priorities(self, ids: np.ndarray, errors: np.ndarray) -> int:
+        """Takes over the |temporal-difference errors| of drawn transitions; nothing changes where drawing is uniform.
+
+        Args:
+            ids: int64 `[n]`, from `sample`; of one that occurs twice the last error counts.
+            errors: float `[n]`.
+
+        Returns:
+            How many of the transitions are still there.
+
+        Raises:
+            ValueError: an identifier was never given.
+            NonFiniteError: an error is not finite.
+        """
+        priorities = priorities_of(ids, errors, self._next_id)
+        if self._settings.priority_exponent > 0:
+            self._largest = max(self._largest or 0.0, *priorities.tolist())
+        return self._rows.update_priorities(ids, priorities)
 
     def drop_older(self, *, segmenter_version: int, policy_version: int) -> int:
         """Drops transitions made by an older segmenter, or by a policy older than `policy_version`; returns and
         counts how many.
         """
-        kept: list[pa.RecordBatch] = []
-        before = len(self)
-        for batch in self._batches:
-            fresh = (np.asarray(batch.column("segmenter_version")) >= segmenter_version) & (
-                np.asarray(batch.column("policy_version")) >= policy_version
-            )
-            if fresh.all():
-                kept.append(batch)
-            elif fresh.any():
-                kept.append(batch.filter(pa.array(fresh)))
-        self._batches = kept
-        dropped = before - len(self)
+        dropped = self._rows.drop_older(segmenter_version, policy_version)
         self.dropped += dropped
         return dropped
 
-    def sample(self, count: int, generator: np.random.Generator) -> pa.RecordBatch:
-        """Draws `count` transitions uniformly, without replacement where the buffer holds enough.
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Writes what is not in the folder yet, and returns the rest as what JSON can hold.
 
         Raises:
-            ValueError: the buffer is empty.
+            OSError: a file could not be written.
         """
-        size = len(self)
-        if size == 0:
-            raise ValueError("The replay buffer is empty.")
-        picks = np.sort(generator.choice(size, size=count, replace=size < count))
-        starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
-        owner = np.searchsorted(starts, picks, side="right") - 1
-        taken = [
-            self._batches[index].take(pa.array(picks[owner == index] - starts[index])) for index in np.unique(owner)
-        ]
-        return pa.Table.from_batches(taken).combine_chunks().to_batches()[0]
+        numbers = {"next_id": self._next_id, "largest": self._largest, "dropped": self.dropped}
+        return {**self._rows.save(folder), **numbers}
 
-    def get_state(self) -> dict[str, bytes | int]:
-        """Returns everything the buffer holds, for the checkpoint."""
-        return {"transitions": rollout.to_bytes(self._batches), "dropped": self.dropped}
+    def load(self, folder: Path, state: dict[str, Any]) -> None:
+        """Replaces everything by what `save` wrote and returned.
 
-    def set_state(self, state: dict[str, bytes | int]) -> None:
-        """Restores what `get_state` gave."""
-        data = state["transitions"]
-        assert isinstance(data, bytes)
-        self._batches = rollout.from_bytes(data)
-        self.dropped = int(state["dropped"])
+        Raises:
+            InputError: a file is missing, truncated or changed, or the state is that of a sharded buffer.
+        """
+        check_shards(state, 0)
+        self._rows.load(folder, state)
+        self._next_id, self._largest, self.dropped = state["next_id"], state["largest"], state["dropped"]
+
+    def close(self) -> None:
+        """Lets go of all transitions."""
+        self._rows = ReplayRows(self._settings.capacity, self._settings.priority_exponent)
+
+
+def check_schema(batch: pa.RecordBatch) -> None:
+    """Raises ValueError where a record batch is not of `TRANSITION_SCHEMA`. Source: design."""
+    if not batch.schema.equals(rollout.TRANSITION_SCHEMA):
+        raise ValueError(
+            f"Replay takes transitions with the columns {rollout.TRANSITION_SCHEMA.names}, of their types."
+        )
+
+
+def check_shards(state: dict[str, Any], shards: int) -> None:
+    """Raises InputError where a state is that of another number of shards. Source: design."""
+    saved = len(state.get("shards", ()))
+    if saved != shards:
+        raise InputError(
+            f"The checkpoint's replay buffer has {saved} shards but replay.shards is {shards}: "
+            f"continue the run with replay.shards: {saved}."
+        )
+
+
+def draw_places(count: int, extent: float, generator: np.random.Generator, settings: ReplaySettings) -> np.ndarray:
+    """Draws the places of `count` transitions on the line of all of them, ascending.
+
+    Args:
+        count: at least 1.
+        extent: the transitions, or the sum of their masses, as `ReplayRows.extent` gives it.
+        generator: moves on by one draw.
+        settings: whether drawing is uniform.
+
+    Returns:
+        int64 `[count]` in [0, extent), or float64 where drawing is by priority.
+
+    Raises:
+        ValueError: there is nothing to draw from.
+
+    Source: Schaul et al. 2016, Eq. 1; the steps are those of systematic sampling.
+    """
+    if extent == 0:
+        raise ValueError("The replay buffer is empty.")
+    if settings.priority_exponent == 0:
+        return np.sort(generator.choice(int(extent), size=count, replace=extent < count))
+    return (np.arange(count) + generator.random()) * (extent / count)
+
+
+def with_weights(drawn: pa.RecordBatch, size: int, extent: float, settings: ReplaySettings) -> pa.RecordBatch:
+    """Replaces the masses of drawn transitions by their importance weights (N·P(i))^-β, divided by the largest of the draw.
+
+    Args:
+        drawn: of `DRAWN_SCHEMA`.
+        size: N, all transitions there are.
+        extent: the sum of their masses, or N where drawing is uniform.
+        settings: β is `importance_exponent`.
+
+    Returns:
+        `REPLAY_SCHEMA`.
+
+    Source: Schaul et al. 2016, Sec. 3.4.
+    """
+    weights = (drawn.column("mass").to_numpy() * (size / extent)) ** -settings.importance_exponent
+    columns = [*drawn.columns[:-1], pa.array((weights / weights.max()).astype(np.float32))]
+    return pa.RecordBatch.from_arrays(columns, schema=REPLAY_SCHEMA)
+
+
+def priorities_of(ids: np.ndarray, errors: np.ndarray, next_id: int) -> np.ndarray:
+    """Returns |error| + 1e-6, float64 `[n]`.
+
+    Args:
+        ids: int64 `[n]`.
+        errors: float `[n]`.
+        next_id: the first identifier that was never given.
+
+    Raises:
+        ValueError: an identifier was never given, or there is not one error for each.
+        NonFiniteError: an error is not finite.
+
+    Source: Schaul et al. 2016, Sec. 3.3.
+    """
+    if len(ids) != len(errors) or len(ids) == 0:
+        raise ValueError(f"There are {len(errors)} errors for {len(ids)} transitions.")
+    if ids.min() < 0 or ids.max() >= next_id:
+        raise ValueError(f"The replay buffer never held the transition {ids[(ids < 0) | (ids >= next_id)][0]}.")
+    if not np.isfinite(errors).all():
+        wrong = ids[~np.isfinite(errors)].tolist()
+        raise NonFiniteError(f"The temporal-difference errors of the transitions {wrong} are not finite.")
+    return np.abs(np.asarray(errors, np.float64)) + SMALLEST_PRIORITY

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from raysseg.core import checkpoint
 from raysseg.core.algorithm import SegmentationAlgorithm
 from raysseg.core.config import SegmentationConfig
 from raysseg.core.modules import SEGMENTER
@@ -78,7 +79,7 @@ class MethodTester(abc.ABC):
             records.append(copy.deepcopy(algorithm.record))
             assert algorithm.done or algorithm.iterations_left() == left - 1, records[-1]
             if algorithm.iteration in cls.save_after:
-                algorithm.save_to_path(str(folder / f"checkpoint-{algorithm.iteration}"))
+                checkpoint.save(algorithm, folder / "checkpoints", keep=len(cls.save_after))
         labels = {number: algorithm.label_store.table(number) for number in algorithm.label_store.versions()}
         yield {
             "folder": folder,
@@ -135,7 +136,7 @@ class MethodTester(abc.ABC):
             folder = reference["folder"]
             algorithm = self.build(folder, store_uri)
             try:
-                algorithm.restore_from_path(str(folder / f"checkpoint-{iteration}"))
+                checkpoint.restore(algorithm, folder / "checkpoints" / f"{iteration:08d}")
                 assert algorithm.iteration == iteration
                 while not algorithm.done:
                     algorithm.train()

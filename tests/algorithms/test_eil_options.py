@@ -10,6 +10,8 @@ import pytest
 import torch
 from algorithms.tiny_eil import IMAGES, Bench
 
+from raysseg.core.learner import Preparation
+from raysseg.core.work import share_of
 from raysseg.data.codec import decode_map
 from raysseg.functional.ddpg import explore
 from raysseg.functional.random import mix
@@ -304,7 +306,8 @@ def test_each_operator_has_its_own_optimiser(bench: MakeBench, name: str) -> Non
 def test_the_searcher_climbs_the_assessor(bench: MakeBench) -> None:
     one = bench(eil__exploration__searcher_optimiser={"name": "sgd", "momentum": 0.0, "learning_rate": 1e-4})
     module, records = one.learner._operators(), one.sample()
-    planes = one.learner._rebuild(records)[0].planes()
+    batch = one.learner.prepare_operators(Preparation(kind="operators", records=records))
+    planes = one.learner._rebuild(batch)[0].planes()
 
     def value() -> float:
         with torch.no_grad():
@@ -312,7 +315,7 @@ def test_the_searcher_climbs_the_assessor(bench: MakeBench) -> None:
 
     before = value()
     for _ in range(3):
-        one.learner._step_searcher(module, planes, 0.0)
+        one.learner._step_searcher(share_of(len(planes), 0, 1), planes, 0.0)
     assert value() > before
 
 
@@ -367,7 +370,7 @@ def test_numbers_of_stages_updates_and_transitions(trained: Train) -> None:
     }
     algorithm, records = trained(**changes)
     rows = [record for record in records if record["phase"] == "explore"]
-    assert [row["replay_size"] for row in rows] == [3, 6, 6], "4 are asked for; whole batches of 3 are kept"
+    assert [row["replay_size"] for row in rows] == [3, 4, 4], "4 are asked for; the oldest go first, one by one"
     assert {record["stage"] for record in records} == {0, 1}
     assert algorithm.policy_version == 3
 

@@ -13,6 +13,7 @@ from algorithms.tiny_eil import IMAGES, Bench
 from raysseg.algorithms.eil.actions import pack_actions, quantise_mask, unpack_actions
 from raysseg.algorithms.eil.rewards import REWARDS
 from raysseg.core import rollout
+from raysseg.core.learner import Preparation
 from raysseg.data.label_store import LabelRow
 from raysseg.errors import NonFiniteError
 
@@ -23,7 +24,8 @@ SURE = {"eil__operators__searcher_bias": -1.0}
 def recomputed(bench: Bench, records: Any) -> np.ndarray:
     """Returns the rewards `[B]` of the learner's own states."""
     options = bench.settings.eil
-    state, following, actions = bench.learner._rebuild(records)
+    batch = bench.learner.prepare_operators(Preparation(kind="operators", records=records))
+    state, following, actions = bench.learner._rebuild(batch)
     assert following is not None
     for stage in set(records.column("stage").to_pylist()):
         mine = np.array(records.column("stage")) == stage
@@ -84,9 +86,10 @@ def test_a_later_stage_starts_from_its_label_version(bench: MakeBench) -> None:
 def test_replayed_transitions_of_several_batches_rebuild_alike(bench: MakeBench) -> None:
     from raysseg.core.replay import ReplayBuffer
     from raysseg.core.seeding import generator
+    from raysseg.core.settings import ReplaySettings
 
     one = bench(**SURE)
-    buffer = ReplayBuffer(100)
+    buffer = ReplayBuffer(ReplaySettings(capacity=100))
     for seed in range(3):
         buffer.add(one.sample(seed=seed, policy_version=seed))
     drawn = buffer.sample(6, generator(0))

@@ -13,6 +13,7 @@ from PIL import Image
 from raysseg.algorithms.eil.env import EILVectorEnv
 from raysseg.core import rollout
 from raysseg.core.replay import ReplayBuffer
+from raysseg.core.settings import ReplaySettings
 from raysseg.data import encode_map, synthetic_samples
 from raysseg.data.synthetic import SyntheticSettings
 
@@ -39,7 +40,7 @@ def sizes_of(maps: list[np.ndarray]) -> list[int]:
         "policy_version": [1],
     }
     batches = [rollout.transitions({**columns, "next_labels": [encode_map(one)]}) for one in maps]
-    replay = ReplayBuffer(capacity=len(batches))
+    replay = ReplayBuffer(ReplaySettings(capacity=len(batches)))
     for batch in batches:
         replay.add(batch)
     sizes = [rollout.wire_bytes(batch) for batch in batches]

@@ -17,7 +17,7 @@ from raysseg.algorithms.eil.stages import stage_numbers
 from raysseg.core import rollout
 from raysseg.core.algorithm import DONE, Position, SegmentationAlgorithm
 from raysseg.core.modules import SEGMENTER
-from raysseg.core.replay import ReplayBuffer
+from raysseg.core.replay_shards import Replay, make_replay
 from raysseg.core.schedules import schedule_factor
 from raysseg.core.seeding import draw_order, draw_seeds, generator
 from raysseg.data.label_store import LabelRow
@@ -44,7 +44,7 @@ class EIL(SegmentationAlgorithm):
         """Adds the replay buffer and the numbers of the last inference."""
         self.quantiles: list[float] | None = None
         self.label_numbers: dict[str, Any] = {}
-        self.replay = ReplayBuffer(config.settings.eil.exploration.replay.capacity)
+        self.replay = make_replay(config.settings.eil.exploration.replay)
         super().setup(config)
         self.has_truth = all(self.store.label(key) is not None for key in self.train_keys[:1])
 
@@ -265,11 +265,14 @@ class EIL(SegmentationAlgorithm):
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
+    def replay_buffers(self) -> dict[str, Replay]:
+        """Returns the buffer of the operators' transitions."""
+        return {"operators": self.replay}
+
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Adds replay, quantiles and the numbers of the last inference."""
+        """Adds quantiles and the numbers of the last inference."""
         state = super().get_state(*args, **kwargs)
         state["eil"] = {
-            "replay": self.replay.get_state(),
             "quantiles": self.quantiles,
             "label_numbers": self.label_numbers,
         }
@@ -280,7 +283,6 @@ class EIL(SegmentationAlgorithm):
         super().set_state(state)
         own = state.get("eil")
         if own is not None:
-            self.replay.set_state(own["replay"])
             self.quantiles = own["quantiles"]
             self.label_numbers = own["label_numbers"]
 
