@@ -8,11 +8,13 @@ import io
 import json
 import os
 import re
+import struct
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +30,11 @@ SCHEMA_VERSION = 1
 """Changes whenever a store written before can no longer be read."""
 
 ImageEncoding = Literal["png", "raw"]
+
+Content = TypeVar("Content")
+
+_UNREADABLE = (OSError, ValueError, IndexError, SyntaxError, struct.error, zlib.error, pa.ArrowException)
+"""What Arrow, pillow and the codec of maps raise over bytes that are not what was written."""
 
 _MANIFEST = "store.json"
 _INDEX = "index.arrow"
@@ -125,19 +132,21 @@ class Store:
         Raises:
             InputError: for an unknown key.
         """
-        return self._decode_image(key, self._row(key))
+        return self._read(key, lambda row: self._decode_image(key, row))
 
     def label(self, key: str) -> np.ndarray | None:
         """Ground truth uint8 [H, W] (classes 0…K−1, 255 unlabelled) or None. Raises InputError for an unknown key."""
-        return _map_of(self._row(key), "label")
+        return self._read(key, lambda row: _map_of(row, "label"))
 
     def scribble(self, key: str) -> np.ndarray | None:
         """Scribble map Y uint8 [H, W] (classes 0…K−1, 255 unlabelled) or None. Raises InputError for an unknown key."""
-        return _map_of(self._row(key), "scribble")
+        return self._read(key, lambda row: _map_of(row, "scribble"))
 
     def sample(self, key: str) -> Sample:
         """Everything that is known of one image. Raises InputError for an unknown key."""
-        row = self._row(key)
+        return self._read(key, lambda row: self._sample_of(key, row))
+
+    def _sample_of(self, key: str, row: pa.RecordBatch) -> Sample:
         return Sample(
             key=key,
             image=self._decode_image(key, row),
@@ -167,8 +176,19 @@ class Store:
             raise InputError(f"The store '{self.uri}' has no sample '{key}'{nearest_key(key, self._places)}")
         return place
 
-    def _row(self, key: str) -> pa.RecordBatch:
+    def _read(self, key: str, decode: Callable[[pa.RecordBatch], Content]) -> Content:
+        """Returns what `decode` makes of a sample's row. Bytes that changed under a running job fail anywhere in it."""
         place = self._place(key)
+        try:
+            return decode(self._row(place))
+        except _UNREADABLE as error:
+            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            raise InputError(
+                f"The sample '{key}' cannot be read from the file '{self.uri}/{place.shard}' ({reason}); "
+                "the file is damaged: restore it, or build the store again."
+            ) from None
+
+    def _row(self, place: _Place) -> pa.RecordBatch:
         with self._lock:
             read = self._shards.get(place.shard)
             if read is None:
@@ -195,7 +215,7 @@ class Store:
         if self.image_encoding == "raw":
             return np.frombuffer(content, dtype=np.uint8).reshape(height, width, 3)
         with Image.open(io.BytesIO(content)) as picture:
-            return np.asarray(picture)
+            return np.asarray(picture).reshape(height, width, 3)
 
 
 def write_store(
