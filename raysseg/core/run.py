@@ -97,13 +97,14 @@ def run_variant(
         InputError: the folder holds a run already and `resume` is off, or there is no space left.
         NonFiniteError: a loss or a reward is not finite.
         LearnerLostError: learners died more often than `engine.max_learner_restarts`.
-        Stopped: a signal asked for it; a checkpoint was written.
+        Stopped: a signal asked for it; a checkpoint was written, or the variant was finished.
     """
     settings, listener = config.settings, listener or Silent()
     assert settings is not None
     summary_path = folder / "summary.json"
+    summary: dict[str, Any]
     if summary_path.exists() and resume:
-        summary: dict[str, Any] = json.loads(summary_path.read_text())
+        summary = json.loads(summary_path.read_text())
         return summary
     if (folder / "metrics.jsonl").exists() and not resume:
         raise InputError(
@@ -117,7 +118,8 @@ def run_variant(
     with StopRequest() as stop:
         while True:
             try:
-                return _attempt(config, folder, stop, resume or deaths > 0, listener, after_iteration)
+                summary = _attempt(config, folder, stop, resume or deaths > 0, listener, after_iteration)
+                break
             except LearnerLostError as error:
                 deaths += 1
                 if deaths > settings.engine.max_learner_restarts:
@@ -132,6 +134,14 @@ def run_variant(
                 raise InputError(
                     f"There is no space left to write {error.filename or folder}; make room and continue with --resume."
                 ) from error
+    if stop.signal_number is not None:
+        # Whoever asked meant the whole command, and more variants may follow.
+        raise Stopped(
+            f"Stopped by {signal.Signals(stop.signal_number).name} when {folder} was finished; "
+            "continue with --resume.",
+            stop.signal_number,
+        )
+    return summary
 
 
 def _attempt(
@@ -193,13 +203,15 @@ def _iterate(
         if after_iteration is not None:
             after_iteration(algorithm)
         due = record["phase_over"] or algorithm.iteration % engine.checkpoint_interval == 0
-        if due or stop.requested:
+        # Looked at once: a signal that comes while this iteration is put away stops the run after the next one.
+        number = stop.signal_number
+        if due or number is not None:
             checkpoint.save(algorithm, folder / "checkpoints", keep=engine.checkpoints_kept)
-        if stop.signal_number is not None and not algorithm.done:
+        if number is not None and not algorithm.done:
             raise Stopped(
-                f"Stopped by {signal.Signals(stop.signal_number).name} at iteration {algorithm.iteration} "
+                f"Stopped by {signal.Signals(number).name} at iteration {algorithm.iteration} "
                 f"({record['phase']}); a checkpoint was written, continue with --resume.",
-                stop.signal_number,
+                number,
             )
 
 
