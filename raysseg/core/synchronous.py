@@ -61,10 +61,10 @@ class SynchronousLoop(Generic[Plan]):
         self._driver, self._engine, self._updates, self._modules = driver, engine, updates, modules
 
     def run(self, updates: int, *, should_stop: Callable[[], bool] = lambda: False) -> list[dict[str, Any]]:
-        """Does the next updates of the phase and returns their numbers, fewer where `should_stop` says so."""
+        """Does the next updates of the phase and returns their numbers, fewer but one where `should_stop` says so."""
         numbers: list[dict[str, Any]] = []
         driver, lag = self._driver, self._engine.max_policy_lag
-        while len(numbers) < updates and self.done < self._updates and not should_stop():
+        while len(numbers) < updates and self.done < self._updates and not (numbers and should_stop()):
             first = self.done * driver.num_actors
             orders = [
                 self.plan.rollout_order(number, driver.policy_version)
