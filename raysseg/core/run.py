@@ -137,8 +137,7 @@ def run_variant(
     if stop.signal_number is not None:
         # Whoever asked meant the whole command, and more variants may follow.
         raise Stopped(
-            f"Stopped by {signal.Signals(stop.signal_number).name} when {folder} was finished; "
-            "continue with --resume.",
+            f"Stopped by {signal.Signals(stop.signal_number).name} when {folder} was finished; continue with --resume.",
             stop.signal_number,
         )
     return summary
