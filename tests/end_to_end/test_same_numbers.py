@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,7 @@ def test_a_finished_variant_is_an_environment(train: Train, tmp_path: Path) -> N
     assert not truncated
 
 
-def test_weights_reach_an_actor_that_is_busy(tmp_path: Path, ray_session: None) -> None:
+def test_an_order_brings_the_newest_weights_and_only_what_is_new(tmp_path: Path, ray_session: None) -> None:
     def fill(learner: Any) -> None:
         with torch.no_grad():
             learner.module[SEGMENTER].unwrapped().online.decoder.head.bias.add_(1000.0)
@@ -91,12 +90,16 @@ def test_weights_reach_an_actor_that_is_busy(tmp_path: Path, ray_session: None) 
 
     store_uri = open_dataset(settings_of().data, tmp_path / "data").uri
     algorithm = build(settings_of(engine__num_env_runners=1), tmp_path / "run", store_uri)
-    group = algorithm.env_runner_group
     try:
-        group.foreach_env_runner_async_fetch_ready(lambda runner: time.sleep(2), tag="set_state")
         for _ in range(2):
             algorithm.learner_group.foreach_learner(fill)
-            algorithm.sync_weights(SEGMENTER)
+            algorithm.segmenter_version += 1
+            algorithm.publish(SEGMENTER)
+        newest = algorithm.weights[SEGMENTER]
+        algorithm.publish(SEGMENTER)
+        assert algorithm.weights[SEGMENTER] is newest, "what is published already stays"
+        algorithm.map_runners("count_labels", [{"rows": np.arange(2), "version": 0}])
+        group = algorithm.env_runner_group
         assert group.foreach_env_runner(bias, local_env_runner=False) == [pytest.approx(2000, abs=10)]
     finally:
         algorithm.stop()
