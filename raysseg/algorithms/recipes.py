@@ -187,6 +187,7 @@ def train_recipe(
     Raises:
         InputError: before any actor starts, for data, weights, GPUs or a run directory that do not fit.
     """
+    run_dir = run_dir.absolute()
     config_path = run_dir / "config.yaml"
     if run_dir.exists() and not run_dir.is_dir():
         raise InputError(f"The run directory {run_dir} is a file; choose another --run-dir.")

@@ -33,10 +33,11 @@ from raysseg.algorithms.sweep_trial import (
     reason_of,
     train_trial,
 )
+from raysseg.core.cluster import start_ray
 from raysseg.core.metrics_writer import write_atomically
 from raysseg.core.modules import SEGMENTER
 from raysseg.core.progress import ProgressListener, Silent
-from raysseg.core.run import package_versions, start_ray
+from raysseg.core.run import package_versions
 from raysseg.data import open_dataset
 from raysseg.errors import InputError
 

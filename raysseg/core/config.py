@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
+import ray
 import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
@@ -51,12 +54,15 @@ class SegmentationConfig(AlgorithmConfig):
         learner_gpus = engine.num_gpus_per_learner
         if learner_gpus == "auto":
             learner_gpus = 1.0 if torch.cuda.is_available() else 0.0
-        self._check_gpus(
-            float(learner_gpus) * max(1, engine.num_learners) + engine.num_env_runners * engine.num_gpus_per_env_runner
-        )
+        if not os.environ.get("RAY_ADDRESS"):
+            self._check_gpus(
+                float(learner_gpus) * max(1, engine.num_learners)
+                + engine.num_env_runners * engine.num_gpus_per_env_runner
+            )
         self.settings = settings
-        self.run_dir = run_dir
-        self.store_uri = store_uri or open_dataset(settings.data, f"{run_dir}/data").uri
+        # Actors on other nodes have other working directories.
+        self.run_dir = run_dir if "://" in run_dir else str(Path(run_dir).absolute())
+        self.store_uri = store_uri or open_dataset(settings.data, f"{self.run_dir}/data").uri
         self.api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
         self.framework("torch")
         self.env_runners(
@@ -77,11 +83,19 @@ class SegmentationConfig(AlgorithmConfig):
         self.reporting(min_time_s_per_iteration=None, min_sample_timesteps_per_iteration=None)
         return self
 
+    def see_cluster(self) -> None:
+        """Gives every remote learner a GPU where the cluster has some and the settings leave it open.
+
+        The driver that applied the settings may be on a node without any. Called once Ray is connected.
+        """
+        assert self.settings is not None
+        engine = self.settings.engine
+        if engine.num_learners > 0 and engine.num_gpus_per_learner == "auto":
+            self.learners(num_gpus_per_learner=1.0 if ray.cluster_resources().get("GPU", 0.0) > 0 else 0.0)
+
     @staticmethod
     def _check_gpus(wanted: float) -> None:
         """Raises `InputError` where this process sees no cluster and fewer GPUs than wanted."""
-        import ray
-
         existing = ray.cluster_resources().get("GPU", 0.0) if ray.is_initialized() else torch.cuda.device_count()
         if wanted > existing:
             raise InputError(

@@ -6,8 +6,6 @@ import contextlib
 import dataclasses
 import errno
 import json
-import logging
-import os
 import platform
 import shutil
 import signal
@@ -19,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 import yaml
 
 from raysseg.core import checkpoint
 from raysseg.core.algorithm import SegmentationAlgorithm
+from raysseg.core.capacity import check_resources, requested_resources
+from raysseg.core.cluster import check_storage, check_versions, start_ray
 from raysseg.core.config import SegmentationConfig
 from raysseg.core.interruption import StopRequest
 from raysseg.core.metrics_writer import MetricsWriter, write_atomically
@@ -65,17 +64,6 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def start_ray() -> None:
-    """Connects to the cluster that RAY_ADDRESS names, or starts Ray on this machine; does nothing where Ray runs."""
-    if ray.is_initialized():
-        return
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    else:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-
-
 def run_variant(
     config: SegmentationConfig,
     folder: Path,
@@ -114,6 +102,10 @@ def run_variant(
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "config.yaml", yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
     start_ray()
+    config.see_cluster()
+    check_resources(requested_resources(settings.engine, learner_gpus=config.num_gpus_per_learner), tell=listener.note)
+    check_versions()
+    check_storage(folder, config.store_uri)
     deaths = 0
     with StopRequest() as stop:
         while True:
