@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._raylet import GcsClient
 from ray.exceptions import AuthenticationError, GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -76,10 +77,14 @@ def _connect(address: str) -> None:
     """Connects this process, the driver, to a cluster that runs."""
     target = _head_address(address)
     try:
-        ray.init(address=target, log_to_driver=False, logging_level=logging.ERROR)
+        if address != "auto":
+            # Says at once what Ray says after twenty tries: that the token is wrong.
+            GcsClient(address=target)
+        # With 'auto' Ray also finds out by itself whether there is a token to use.
+        ray.init(address=address if address == "auto" else target, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         ray.shutdown()
-        raise InputError(_reason(error, address)) from error
+        raise InputError(_reason(error, target)) from error
 
 
 def _head_address(address: str) -> str:
@@ -105,15 +110,35 @@ def _head_address(address: str) -> str:
             f"{where}; expected is 'auto' on a node of the cluster, or the head's host:port (6379 unless the head was "
             "started with another), not a dashboard's or a Ray Client's address."
         )
+    found = "" if target == address else f" (which means {target} here)"
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+        answer = _greet(host.strip("[]"), int(port))
     except OSError as error:
-        found = "" if target == address else f" (which means {target} here)"
         raise InputError(
             f"{where}{found}, but nothing answers there ({error.strerror or error}); start a head with "
             "`ray start --head`, or unset RAY_ADDRESS to run on this machine alone."
         ) from None
+    if not answer:
+        raise InputError(
+            f"{where}{found}, but what answers there is not Ray's head; its port is 6379 unless it was "
+            "started with another."
+        )
     return target
+
+
+def _greet(host: str, port: int) -> bool:
+    """Returns whether a port speaks HTTP/2, as Ray's head does: a client's greeting is answered by a SETTINGS frame.
+
+    With TLS nobody can tell before the certificates were exchanged, so any answer will do.
+    """
+    with socket.create_connection((host, port), timeout=CONNECT_SECONDS) as connection:
+        if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+            return True
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+        try:
+            return connection.recv(9)[3:4] == b"\x04"
+        except OSError:
+            return False
 
 
 def _reason(error: BaseException, address: str) -> str:
@@ -135,7 +160,7 @@ def _reason(error: BaseException, address: str) -> str:
             f"The cluster at {address} wants another token than this process has; set RAY_AUTH_MODE=token and give the "
             "head's token in RAY_AUTH_TOKEN or in the file that RAY_AUTH_TOKEN_PATH names."
         )
-    if "local Raylet" in text or "node_ip_address" in text or "raylet" in text.lower():
+    if "No node info found" in text or "raylet" in text.lower():
         return (
             f"This machine is not a node of the cluster at {address}; start raysseg on one of its nodes, with "
             "`ray submit` or `ray job submit` (docs/cluster.md)."
