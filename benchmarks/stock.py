@@ -15,8 +15,9 @@ Every moment of an update in this process is given to one of four groups:
 - segmenter: its passes and virtual steps, ours alone;
 - networks: the passes of searcher, assessor and targets, backward passes and optimisers, the same on both sides;
 - update flow: moving averages, checks of the gradients, metrics, everything else.
-The two sides take turns, so that a busy machine slows both. Ratios are of transitions per second, ours over stock:
-above 1 ours is the faster one. No plumbing can do better than its networks alone, so that bound is printed as well.
+The two sides take turns, so that a busy machine slows both; the process's CPU time does not count what others take.
+Ratios are of transitions per second, ours over stock: above 1 ours is the faster one. No plumbing can do better than
+its networks alone, so that bound is printed as well.
 With remote learners only the whole can be timed, the way through Ray included.
 """
 
@@ -55,6 +56,7 @@ from raysseg.algorithms.eil.module import OPERATORS
 from raysseg.core import rollout
 from raysseg.core.replay import ReplayBuffer
 from raysseg.core.seeding import draw_seeds, generator
+from raysseg.core.settings import ReplaySettings
 from raysseg.core.work import LearnerWork
 
 PLUMBING, SEGMENTER, NETWORKS, FLOW = "plumbing", "segmenter", "networks", "update flow"
@@ -167,7 +169,7 @@ def watched(watch: LearnerWatch, learner: Any, stock: Any) -> Iterator[None]:
         (segmenter, "encode", "encoder and decoder"),
         (segmenter, "decode", "encoder and decoder"),
         (state_module, "virtual_step", VIRTUAL),
-        (learner.builder, "_state", "probabilities at full resolution"),
+        (state_module.StateBuilder, "_state", "probabilities at full resolution"),
         (state_module, "operator_planes", "operator planes"),
         (torch.Tensor, "backward", "backward passes"),
         (torch.autograd, "grad", "backward passes"),
@@ -226,7 +228,7 @@ def check(sides: Sides, played: Played) -> None:
 def make_sides(config: EILConfig, settings: EILSettings, played: Played, classes: int) -> Sides:
     """Fills both replay buffers and builds both learners."""
     count, size = len(played.episodes), settings.eil.exploration.rollout_batch_size
-    replay, stock_replay = ReplayBuffer(count), EpisodeReplayBuffer(capacity=count)
+    replay, stock_replay = ReplayBuffer(ReplaySettings(capacity=count)), EpisodeReplayBuffer(capacity=count)
     for start in range(0, count, size):
         replay.add(played.records.slice(start, size))
     stock_replay.add(played.episodes)
@@ -242,10 +244,12 @@ def make_sides(config: EILConfig, settings: EILSettings, played: Played, classes
     )
 
 
-def measure(sides: Sides, repeats: int, device: torch.device) -> dict[str, list[dict[str, float]]]:
-    """Updates both sides in turns; returns for each side the seconds of every part in every counted update."""
+def measure(sides: Sides, repeats: int, device: torch.device) -> dict[str, list[dict[str, np.ndarray]]]:
+    """Updates both sides in turns; returns for each side the seconds (wall, CPU) of every part in every counted
+    update.
+    """
     watch = LearnerWatch(device)
-    found: dict[str, list[dict[str, float]]] = {"ours": [], "stock": []}
+    found: dict[str, list[dict[str, np.ndarray]]] = {"ours": [], "stock": []}
     local = sides.group.is_local
     watching = watched(watch, sides.group._learner, sides.stock_group._learner) if local else contextlib.nullcontext()
     with watching:
@@ -256,7 +260,7 @@ def measure(sides: Sides, repeats: int, device: torch.device) -> dict[str, list[
                 update(turn + 1)
                 watch.turn()
                 if turn:
-                    found[name].append({part: float(value[0]) for part, value in watch.spent.items()})
+                    found[name].append(watch.spent)
     return found
 
 
@@ -268,7 +272,8 @@ def run(name: str, options: argparse.Namespace, folder: Path) -> None:
     rates = [f"eil.exploration.{name}_optimiser.learning_rate=1e-9" for name in stock_learner.NETWORKS]
     overrides = [f"eil.exploration.batch_size={batch}", *rates]
     if options.remote:
-        overrides += ["engine.num_env_runners=1", "engine.num_learners=1", "engine.torch_threads=1"]
+        overrides += ["engine.num_env_runners=1", "engine.num_gpus_per_env_runner=0"]
+        overrides += ["engine.num_learners=1", "engine.torch_threads=1"]
     settings = make_settings(case._replace(overrides=(*case.overrides, *overrides)), options)
     images = min(count, 64)
     store = write_scenes(folder / "data", images, *case.size, case.classes)
@@ -283,19 +288,21 @@ def run(name: str, options: argparse.Namespace, folder: Path) -> None:
     )
     check(sides, played)
     found = measure(sides, options.repeats, torch.device(options.device))
-    report(found, batch)
+    report(found, batch, cpu=options.device == "cpu" and not options.remote)
     own, theirs = sides.replay.nbytes / len(sides.replay), stock_learner.nbytes(played.episodes) / len(played.episodes)
     print(f"  bytes per transition in replay: ours {own:.0f}, stock {theirs:.0f}, {theirs / own:.0f} times as much")
     for group in (sides.group, sides.stock_group):
         group.shutdown()
 
 
-def median(rounds: list[dict[str, float]], parts: list[str]) -> float:
-    """Median over updates of the milliseconds in some parts."""
-    return 1e3 * statistics.median(sum(spent.get(part, 0.0) for part in parts) for spent in rounds)
+def median(rounds: list[dict[str, np.ndarray]], parts: list[str], clock: int = 0) -> float:
+    """Median over updates of the milliseconds in some parts, by a clock (0 wall, 1 CPU)."""
+    return 1e3 * statistics.median(
+        float(sum(spent[part][clock] for part in parts if part in spent)) for spent in rounds
+    )
 
 
-def report(found: dict[str, list[dict[str, float]]], batch: int) -> None:
+def report(found: dict[str, list[dict[str, np.ndarray]]], batch: int, *, cpu: bool) -> None:
     """Prints the parts of both sides, their groups, and the ratios."""
     ours, stock = found["ours"], found["stock"]
 
@@ -307,6 +314,7 @@ def report(found: dict[str, list[dict[str, float]]], batch: int) -> None:
         print(
             f"  {text:42s} {1e3 * batch / first:10.1f} {1e3 * batch / second:10.1f}  transitions/s, "
             f"ours : stock {second / first:.3f}"
+            + (f" ({median(stock, parts, 1) / median(ours, parts, 1):.3f} by CPU time)" if cpu else "")
         )
 
     seen = {part for spent in ours + stock for part in spent}
