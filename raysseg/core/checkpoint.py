@@ -195,7 +195,7 @@ def verify(checkpoint: Path) -> None:
 
 def _damaged(checkpoint: Path, wrong: str) -> InputError:
     return InputError(
-        f"The checkpoint {checkpoint} is damaged: {wrong}; remove that folder to resume from the checkpoint before it."
+        f"The checkpoint {checkpoint} is damaged: {wrong}; the run goes on from the one before it, or from its start."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -230,7 +231,8 @@ def test_more_gpus_than_exist_are_refused(picture_recipe: Path, tmp_path: Path, 
         *("--set", "engine.num_env_runners=1", "--set", "engine.num_gpus_per_env_runner=1"),
     )
     assert said == (
-        "The engine asks for 1 GPUs (num_env_runners × num_gpus_per_env_runner + num_gpus_per_learner), but 0 exist."
+        "The engine asks for 1 GPUs (num_env_runners × num_gpus_per_env_runner + num_learners × num_gpus_per_learner), "
+        "but 0 exist."
     )
 
 
@@ -287,11 +289,10 @@ def _interrupted_run(recipe: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_truncated_checkpoint_is_refused_and_an_intact_one_continues(
+def test_a_truncated_checkpoint_is_passed_over_and_an_intact_one_continues(
     picture_recipe: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    refused: Refused,
     command: Callable[..., Any],
 ) -> None:
     checkpoint = _interrupted_run(picture_recipe, tmp_path / "run", monkeypatch)
@@ -299,14 +300,16 @@ def test_a_truncated_checkpoint_is_refused_and_an_intact_one_continues(
     content = largest.read_bytes()
     _truncate(largest)
     words = ("train", picture_recipe, "--run-dir", tmp_path / "run", "--resume")
-    with monkeypatch.context() as patch:
-        patch.setattr(EILConfig, "build_algo", lambda *arguments, **options: pytest.fail("the checkpoint was used"))
-        said = refused(*words)
-    assert said == (
-        f"The checkpoint {checkpoint} is damaged: {largest.relative_to(checkpoint)} has {len(content) // 2} bytes "
-        f"instead of {len(content)}; remove that folder to resume from the checkpoint before it."
-    )
+    shutil.copytree(tmp_path / "run", tmp_path / "torn")
     largest.write_bytes(content)
+    torn = tmp_path / "torn" / checkpoint.relative_to(tmp_path / "run")
+    outcome = command("train", picture_recipe, "--run-dir", tmp_path / "torn", "--resume")
+    assert outcome.status == 0, outcome.err
+    assert (
+        f"The checkpoint {torn} is damaged: {largest.relative_to(checkpoint)} has {len(content) // 2} bytes "
+        f"instead of {len(content)}; the run goes on from the one before it, or from its start."
+    ) in outcome.err
+    assert "resumed" not in outcome.err, "there was no other checkpoint"
     outcome = command(*words)
     assert outcome.status == 0, outcome.err
     assert "resumed at iteration 1" in outcome.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,6 +63,8 @@ Make = Callable[..., ActorPool]
 
 @pytest.fixture
 def make_pool(ray_session: None) -> Iterator[Make]:
+    # Actors cannot import this file, so its class travels by value.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     made = []
 
     def make(count: int = 2, restarts: int = -1, **options: Any) -> ActorPool:
@@ -74,6 +77,7 @@ def make_pool(ray_session: None) -> Iterator[Make]:
     yield make
     for handle in made:
         ray.kill(handle)
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 def test_results_come_in_the_orders_sequence_whoever_gave_them(make_pool: Make) -> None:
