@@ -137,7 +137,7 @@ def real_actors(folder: Path, store: Store, rollouts: int) -> None:
         print(f"real actors, {text}: 1 gives {one:.2f} rollouts/s, 2 give {two:.2f}: {two / one:.2f} times", flush=True)
 
 
-def simulated_actors(folder: Path, store: Store, counts: list[int], updates: int) -> None:
+def simulated_actors(folder: Path, store: Store, counts: list[int], updates: int, interval: int) -> None:
     """Prints the learner's time per update, its idle share and the driver's CPU share for each number of actors."""
     settings = make_settings(1, 1, mode="asynchronous")
     algorithm = build(settings, folder / "simulated", store)
@@ -150,7 +150,10 @@ def simulated_actors(folder: Path, store: Store, counts: list[int], updates: int
         start = time.perf_counter()
         algorithm.learn(work)
         seconds = time.perf_counter() - start
-    print(f"simulated actors: an update takes {seconds:.3f} s, a rollout of {recorded.num_rows} transitions 0.8 of it")
+    print(
+        f"simulated actors: an update takes {seconds:.3f} s, a rollout of {recorded.num_rows} transitions 0.8 of it; "
+        f"weights are published every {interval} updates"
+    )
     first = None
     for count in counts:
         processes = -(-count // SIMULATED_PER_PROCESS)
@@ -163,7 +166,8 @@ def simulated_actors(folder: Path, store: Store, counts: list[int], updates: int
             number: SimulatedHandle(simulators[number % processes], number // processes) for number in range(count)
         }
         pool = ActorPool(handles, stall_seconds=600)  # type: ignore[arg-type]
-        engine = settings.engine.model_copy(update={"rollouts_per_update": float(count), "num_env_runners": count})
+        changes = {"rollouts_per_update": float(count), "num_env_runners": count, "broadcast_interval": interval}
+        engine = settings.engine.model_copy(update=changes)
         algorithm.replay.drop_older(segmenter_version=1 << 30, policy_version=0)
         loop = AsynchronousLoop(
             pool=pool,
@@ -200,6 +204,7 @@ def main() -> None:
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 4, 16, 64], help="numbers of simulated actors")
     parser.add_argument("--updates", type=int, default=20, help="timed updates for each (default: 20)")
     parser.add_argument("--rollouts", type=int, default=8, help="rollouts in a turn of real actors (default: 8)")
+    parser.add_argument("--broadcast-interval", type=int, default=1, help="updates between publications (default: 1)")
     parser.add_argument("--only", choices=("real", "simulated"), help="one of the two parts")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -212,7 +217,7 @@ def main() -> None:
         if options.only != "simulated":
             real_actors(folder, store, options.rollouts)
         if options.only != "real":
-            simulated_actors(folder, store, options.actors, options.updates)
+            simulated_actors(folder, store, options.actors, options.updates, options.broadcast_interval)
     ray.shutdown()
 
 
