@@ -125,56 +125,26 @@ class SegmentationLearner(TorchLearner):
         return self.module[SEGMENTER].unwrapped()
 
     def update(self, *args: Any, training_data: LearnerWork, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Does one work order and returns its numbers, without the seconds and errors that `update_and_publish` adds.
+        """Does one work order.
 
         Args:
             args: none; RLlib's signature.
             training_data: the work, or this learner's part of it.
             kwargs: RLlib's, of no use here.
 
-        Raises:
-            NonFiniteError: a loss is not finite.
-        """
-        result = self._do(training_data)
-        return {name: value for name, value in result.items() if name not in ("timing", "errors")}
-
-    def update_and_publish(
-        self, training_data: LearnerWork, modules: tuple[str, ...]
-    ) -> tuple[dict[str, Any], PackedWeights]:
-        """Does one work order; returns its numbers, and the weights after it.
-
-        Called with two return values, so that the weights go into the object store and never through the driver.
-
-        Args:
-            training_data: the work, or this learner's part of it.
-            modules: ids of those whose weights are wanted; of several learners one is asked, the others for none.
-
         Returns:
             The numbers of the work, the same on every learner (where a method has them also `errors`, one per record), and under
-            `timing` this learner's own seconds: `busy_seconds` in this call without publishing (of which it waited
-            `prepare_seconds` for records to be made ready, and computed `update_seconds`) and `idle_seconds` since the end of the
-            call before.
+            `timing` this learner's own seconds: `busy_seconds` in this call (of which it waited `prepare_seconds` for records to
+            be made ready, and computed `update_seconds`) and `idle_seconds` since the end of the call before.
 
         Raises:
             NonFiniteError: a loss is not finite.
         """
-        return self._do(training_data), self.publish_weights(modules)
-
-    def publish_weights(self, modules: tuple[str, ...]) -> PackedWeights:
-        """Returns the weights of modules as actors need them, copied into contiguous arrays.
-
-        Args:
-            modules: their ids; none gives nothing.
-        """
-        return pack_weights({name: self.module[name].unwrapped() for name in modules})
-
-    def _do(self, work: LearnerWork) -> dict[str, Any]:
-        """Does one work order and measures it."""
         begun = time.perf_counter()
-        work.validate()
+        training_data.validate()
         self.prefetch.waited = 0.0
         self._weights_seq_no += 1
-        result: dict[str, Any] = getattr(self, f"update_{work.kind}")(work, **work.context)
+        result: dict[str, Any] = getattr(self, f"update_{training_data.kind}")(training_data, **training_data.context)
         ended = time.perf_counter()
         result["timing"] = {
             "busy_seconds": ended - begun,
@@ -184,6 +154,27 @@ class SegmentationLearner(TorchLearner):
         }
         self._last_end = ended
         return result
+
+    def update_and_publish(
+        self, training_data: LearnerWork, modules: tuple[str, ...]
+    ) -> tuple[dict[str, Any], PackedWeights]:
+        """Does one work order; returns its numbers, and the weights after it.
+
+        Called with two return values, so that the weights go into the object store and never through the driver.
+
+        Args:
+            training_data: as for `update`.
+            modules: ids of those whose weights are wanted; of several learners one is asked, the others for none.
+        """
+        return self.update(training_data=training_data), self.publish_weights(modules)
+
+    def publish_weights(self, modules: tuple[str, ...]) -> PackedWeights:
+        """Returns the weights of modules as actors need them, copied into contiguous arrays.
+
+        Args:
+            modules: their ids; none gives nothing.
+        """
+        return pack_weights({name: self.module[name].unwrapped() for name in modules})
 
     # ---- what updates are made of -----------------------------------------------------------------------------------
 
@@ -271,7 +262,6 @@ class SegmentationLearner(TorchLearner):
         Raises:
             NonFiniteError: with the keys of the first minibatch whose loss is not finite.
         """
-        work = work.in_minibatches(self.settings.training.batch_size, epoch_ends)
         training, optimiser = self.settings.training, self.get_optimizer(SEGMENTER, "segmenter")
         module, weight, rate = self._segmenter_module(), self._class_weight(version), 0.0
         minibatches = work.own_minibatches()

@@ -16,6 +16,7 @@ minibatch with fewer rows than there are learners goes whole to each of them; no
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -62,7 +63,10 @@ class Learners:
             self._gpu_layers += [layer for layer in network.modules() if isinstance(layer, nn.SyncBatchNorm)]
         else:
             synchronise_normalisation(network, self)
-        return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+        with warnings.catch_warnings():
+            # The name that follows it does not exist in every torch that raysseg runs on.
+            warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+            return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def scale(self, share: Share) -> int:
         """Returns the factor on a loss that undoes the averaging of gradients: the number of learners that split it."""

@@ -57,7 +57,9 @@ def load_weights(modules: Mapping[str, Any], packed: Mapping[str, Mapping[str, n
     """
     for name, arrays in packed.items():
         if name not in modules:
-            raise InputError(f"Weights of the module '{name}' came, but the modules here are {', '.join(modules)}.")
+            raise InputError(
+                f"Weights of the module '{name}' came, but the modules here are {', '.join(modules.keys())}."
+            )
         tensors = _tensors(modules[name], inference_only=True)
         if not np.array_equal(arrays[LAYOUT], _layout(tensors)):
             raise InputError(

@@ -176,18 +176,6 @@ class LearnerWork(TrainingData):
     def solve_refs(self) -> None:
         """The records travel by value: there is nothing to resolve."""
 
-    def in_minibatches(self, size: int, ends: Iterable[int]) -> LearnerWork:
-        """Returns the same work cut into minibatches, where whoever made it has not done so.
-
-        Args:
-            size: records of a minibatch.
-            ends: numbers of records after which an epoch ends.
-        """
-        assert self.records is not None
-        if self.minibatches:
-            return self
-        return dataclasses.replace(self, minibatches=cut_minibatches(self.records.num_rows, size, ends))
-
     def own_minibatches(self) -> list[Minibatch]:
         """Returns this learner's records of every minibatch, in order."""
         assert self.records is not None

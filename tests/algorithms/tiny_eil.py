@@ -17,7 +17,7 @@ from raysseg.algorithms.eil.state import StateBuilder
 from raysseg.configuration import load_settings
 from raysseg.core import rollout
 from raysseg.core.seeding import draw_seeds
-from raysseg.core.work import LearnerWork
+from raysseg.core.work import LearnerWork, cut_minibatches
 
 IMAGES = 8
 
@@ -116,12 +116,12 @@ class Bench:
         values |= {"uniform_share": self.settings.eil.exploration.uniform_share}
         return self.runner.sample(records=self.orders(seed=seed), context={**values, **context})
 
-    def learn(self, records: pa.RecordBatch, *, update: int = 0, total_updates: int = 10) -> dict[str, float]:
+    def learn(self, records: pa.RecordBatch, *, update: int = 0, total_updates: int = 10) -> dict[str, Any]:
         """Updates the operators once."""
         context = {"update": update, "total_updates": total_updates, "seed": 0}
-        return self.learner.update(training_data=LearnerWork(kind="operators", records=records, context=context))
+        return self._update(LearnerWork(kind="operators", records=records, context=context))
 
-    def train_segmenter(self, records: pa.RecordBatch, **context: Any) -> dict[str, float]:
+    def train_segmenter(self, records: pa.RecordBatch, **context: Any) -> dict[str, Any]:
         """Updates the segmenter on a record batch of orders."""
         values: dict[str, Any] = {
             "version": 0,
@@ -130,10 +130,15 @@ class Bench:
             "learning_rate": 0.003,
             "seed": 0,
         }
-        work = LearnerWork(
-            kind="segmenter", records=records, context={**values, "epoch_ends": [records.num_rows], **context}
-        )
-        return self.learner.update(training_data=work)
+        values |= {"epoch_ends": [records.num_rows], **context}
+        sizes = cut_minibatches(records.num_rows, self.settings.training.batch_size, values["epoch_ends"])
+        work = LearnerWork(kind="segmenter", records=records, context=values, minibatches=sizes)
+        return self._update(work)
+
+    def _update(self, work: LearnerWork) -> dict[str, Any]:
+        numbers = self.learner.update(training_data=work)
+        del numbers["timing"]
+        return numbers
 
     def infer(self, stage: int = 1, version: int = 0, thresholds: list[float] | None = None) -> pa.RecordBatch:
         """Infers the label maps of all images."""
