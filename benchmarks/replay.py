@@ -74,18 +74,17 @@ def timed(call: Callable[[], object], repeats: int) -> float:
     return float(np.median(seconds))
 
 
-def fill(buffer: Replay, source: Iterator[pa.RecordBatch], count: int) -> tuple[float, float, float]:
-    """Adds batches made beforehand, in portions; returns seconds per batch at first, at last, and the bytes on the wire."""
-    portion, rates, size = 128, [], 0
+def fill(buffer: Replay, source: Iterator[pa.RecordBatch], count: int) -> tuple[float, int]:
+    """Adds batches made beforehand, in portions; returns the mean seconds per batch, and the bytes on the wire."""
+    portion, seconds, size = 125, 0.0, 0
     for _ in range(count // (portion * BATCH)):
         batches = [next(source) for _ in range(portion)]
         size += sum(rollout.wire_bytes(one) for one in batches)
         start = time.perf_counter()
         for one in batches:
             buffer.add(one)
-        rates.append((time.perf_counter() - start) / portion)
-    tenth = max(1, len(rates) // 10)
-    return float(np.mean(rates[:tenth])), float(np.mean(rates[-tenth:])), size
+        seconds += time.perf_counter() - start
+    return seconds / (count / BATCH), size
 
 
 def draw_and_learn(buffer: Replay, generator: np.random.Generator) -> tuple[float, float]:
@@ -123,7 +122,7 @@ def checkpoints(buffer: Replay, source: Iterator[pa.RecordBatch], counts: tuple[
 def measure(name: str, buffer: Replay, kinds: list[dict[str, list[object]]], count: int) -> float:
     """Prints everything about one kind of buffer; returns the seconds of a draw."""
     source, generator, before = rollouts(kinds), np.random.default_rng(0), resident()
-    first, last, size = fill(buffer, source, count)
+    filling, size = fill(buffer, source, count)
     held = len(buffer)
     print(f"\n{name}: {held} transitions, {size / held:.0f} bytes each on the wire")
     memory = resident() - before
@@ -131,9 +130,8 @@ def measure(name: str, buffer: Replay, kinds: list[dict[str, list[object]]], cou
         shards = ray.get([shard.__ray_call__.remote(lambda _: os.getpid()) for shard in buffer._shards])
         memory += sum(resident(shard) for shard in shards)
     print(f"  memory:           {memory / GIB:8.2f} GiB: {memory / size:.2f} of the bytes on the wire")
-    print(
-        f"  adding {BATCH}:         {1e3 * first:8.3f} ms at first, {1e3 * last:.3f} ms at last: {last / first:.2f} times"
-    )
+    tenth, _ = fill(buffer, source, count // 10)
+    print(f"  adding {BATCH}:         {1e3 * filling:8.3f} ms; when it is full: {1e3 * tenth:.3f} ms")
     draw, update = draw_and_learn(buffer, generator)
     print(f"  drawing {BATCH}:        {1e3 * draw:8.3f} ms; taking over {BATCH} errors: {1e3 * update:.3f} ms")
     checkpoints(buffer, source, (160, 1600))

@@ -80,15 +80,13 @@ class ReplayBuffer:
         drawn = self._rows.at(draw_places(count, extent, generator, self._settings))
         return with_weights(drawn, size, extent, self._settings)
 
-    def update_priorities(self, ids: np.ndarray, errors: np.ndarray) -> int:
+    def update_priorities(self, ids: np.ndarray, errors: np.ndarray) -> None:
         """Takes over the |temporal-difference errors| of drawn transitions; nothing changes where drawing is uniform.
 
         Args:
-            ids: int64 `[n]`, from `sample`; of one that occurs twice the last error counts.
+            ids: int64 `[n]`, from `sample`; those that are gone meanwhile change nothing, and of one that occurs twice
+                the last error counts.
             errors: float `[n]`.
-
-        Returns:
-            How many of the transitions are still there.
 
         Raises:
             ValueError: an identifier was never given.
@@ -97,7 +95,7 @@ class ReplayBuffer:
         priorities = priorities_of(ids, errors, self._next_id)
         if self._settings.priority_exponent > 0:
             self._largest = max(self._largest or 0.0, *priorities.tolist())
-        return self._rows.update_priorities(ids, priorities)
+            self._rows.update_priorities(ids, priorities)
 
     def drop_older(self, *, segmenter_version: int, policy_version: int) -> int:
         """Drops transitions made by an older segmenter, or by a policy older than `policy_version`; returns and

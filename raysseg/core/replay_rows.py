@@ -58,6 +58,7 @@ class ReplayRows:
         self._pieces: dict[int, _Piece] = {}
         self._open: set[int] = set()
         self._next_piece = 0
+        self._ends: np.ndarray | None = None
 
     def size(self) -> int:
         """Returns the number of transitions."""
@@ -93,6 +94,7 @@ class ReplayRows:
             mass=self._masses(np.array(priority)),
         )
         self._evict()
+        self._ends = None
         if sum(self._pieces[number].live for number in self._open) >= SEGMENT_ROWS:
             self._seal()
 
@@ -104,6 +106,7 @@ class ReplayRows:
         if dropped:
             self._release(index["piece"][~fresh])
             index.keep(fresh)
+            self._ends = None
             self._compact()
         return dropped
 
@@ -179,9 +182,15 @@ class ReplayRows:
 
     def extent(self) -> float:
         """Returns the length of the line on which places are drawn: the transitions, or the sum of their masses."""
-        if self._exponent == 0:
+        if self._exponent == 0 or len(self._index) == 0:
             return len(self._index)
-        return float(np.cumsum(self._index["mass"], dtype=np.float64)[-1]) if len(self._index) else 0.0
+        return float(self._ends_of_rows()[-1])
+
+    def _ends_of_rows(self) -> np.ndarray:
+        """Returns where every row ends on the line, float64 `[N]`; kept until something changes."""
+        if self._ends is None:
+            self._ends = np.cumsum(self._index["mass"], dtype=np.float64)
+        return self._ends
 
     def at(self, places: np.ndarray) -> pa.RecordBatch:
         """Returns the transitions at some places of the line, as `DRAWN_SCHEMA`.
@@ -190,8 +199,7 @@ class ReplayRows:
             places: ascending; int64 `[n]` in [0, size) where drawing is uniform, else float64 `[n]` in [0, extent).
         """
         if self._exponent > 0:
-            ends = np.cumsum(self._index["mass"], dtype=np.float64)
-            places = np.minimum(np.searchsorted(ends, places, side="right"), len(self._index) - 1)
+            places = np.minimum(np.searchsorted(self._ends_of_rows(), places, side="right"), len(self._index) - 1)
         columns = [
             *self._gather(places).columns,
             pa.array(self._index["id"][places]),
@@ -199,8 +207,8 @@ class ReplayRows:
         ]
         return pa.RecordBatch.from_arrays(columns, schema=DRAWN_SCHEMA)
 
-    def update_priorities(self, ids: np.ndarray, priorities: np.ndarray) -> int:
-        """Gives transitions new priorities, and returns how many of them are still there.
+    def update_priorities(self, ids: np.ndarray, priorities: np.ndarray) -> None:
+        """Gives transitions new priorities where they are still there.
 
         Args:
             ids: int64 `[n]`; of one that occurs twice the last priority counts.
@@ -208,11 +216,11 @@ class ReplayRows:
         """
         held = self._index["id"]
         if len(held) == 0:
-            return 0
+            return
         places: np.ndarray = np.minimum(np.searchsorted(held, ids), len(held) - 1)
         there: np.ndarray = held[places] == ids
         self._index["mass"][places[there]] = self._masses(priorities[there])
-        return int(there.sum())
+        self._ends = None
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -254,8 +262,8 @@ class ReplayRows:
         with pa.ipc.open_stream(piece.data) as reader:
             return int(reader.read_next_batch().column("id")[0].as_py())
 
-    def load(self, folder: Path, state: dict[str, Any]) -> int:
-        """Replaces everything by what `save` wrote, and returns how many transitions that is.
+    def load(self, folder: Path, state: dict[str, Any]) -> None:
+        """Replaces everything by what `save` wrote.
 
         Priorities of another exponent are converted; a smaller capacity keeps the newest.
 
@@ -263,7 +271,7 @@ class ReplayRows:
             InputError: a file is missing, truncated or changed.
         """
         masses = self._load_masses(folder, state)
-        self._index, self._pieces, self._open = RowIndex(), {}, set()
+        self._index, self._pieces, self._open, self._ends = RowIndex(), {}, set(), None
         parts: list[dict[str, np.ndarray]] = []
         for entry in state["segments"]:
             data = pa.py_buffer(read_checked(folder, entry))
@@ -283,7 +291,6 @@ class ReplayRows:
             for number, count in zip(*np.unique(columns["piece"], return_counts=True), strict=True):
                 self._pieces[number].live = int(count)
         self._evict()
-        return len(self._index)
 
     def _load_masses(self, folder: Path, state: dict[str, Any]) -> np.ndarray | float:
         """Returns the masses in the order of the identifiers, `[N]`, or 1 where priorities were or are not in use."""

@@ -4,7 +4,8 @@
       ▲                                                                                                        │
       └── rows at the places that fall to each shard ◀── one draw over the whole line ─────────────────────────┘
 
-No call waits longer than `patience` for a shard. One that died or is silent is replaced by an empty one, and what it
+Adding and taking over errors do not wait; the shards answer with the new lengths of their lines, which the next draw
+looks at. No call waits longer than `patience` for a shard. One that died or is silent is replaced by an empty one, and what it
 held is counted in `dropped`; the driver knows how much that is, as every shard's size follows from what it was sent.
 """
 
@@ -22,6 +23,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
+from raysseg.core import rollout
 from raysseg.core.replay import (
     FIRST_PRIORITY,
     ReplayBuffer,
@@ -32,7 +34,7 @@ from raysseg.core.replay import (
     with_weights,
 )
 from raysseg.core.replay_files import files_of
-from raysseg.core.replay_rows import ReplayRows
+from raysseg.core.replay_shard import ReplayShard
 from raysseg.core.settings import ReplaySettings
 from raysseg.errors import InputError
 
@@ -41,7 +43,7 @@ START_SECONDS = 60.0
 FILE_SECONDS = 600.0
 """How long a shard may take to save or load everything."""
 MOST_UNANSWERED = 32
-"""Record batches on their way to one shard before the driver waits for it."""
+"""Changes on their way to one shard before the driver waits for it."""
 
 
 class ShardedReplay:
@@ -71,7 +73,7 @@ class ShardedReplay:
         self._next_id = self._turn = 0
         self._largest: float | None = None
         self.dropped = 0
-        self._sizes = [0] * count
+        self._sizes, self._lengths = [0] * count, [0.0] * count
         self._unanswered: list[list[ray.ObjectRef]] = [[] for _ in range(count)]
         self._shards = [self._start(index) for index in range(count)]
         self._started = [shard.size.remote() for shard in self._shards]
@@ -98,12 +100,10 @@ class ShardedReplay:
         if batch.num_rows == 0:
             return
         index = self._next_shard()
-        answer = self._shards[index].add.remote(batch, self._next_id, self._largest or FIRST_PRIORITY)
+        data = rollout.to_bytes([batch])
+        self._send(index, self._shards[index].add.remote(data, self._next_id, self._largest or FIRST_PRIORITY))
         self._next_id += batch.num_rows
         self._sizes[index] = min(self._sizes[index] + batch.num_rows, self._capacities[index])
-        self._unanswered[index].append(answer)
-        if len(self._unanswered[index]) > MOST_UNANSWERED:
-            self._ask({index: self._unanswered[index].pop(0)})
 
     def sample(self, count: int, generator: np.random.Generator) -> pa.RecordBatch:
         """Draws from all shards as from one buffer, as `ReplayBuffer.sample` does; rows come in the order of the shards.
@@ -122,10 +122,11 @@ class ShardedReplay:
             }
             drawn = self._ask(asked)
             if len(drawn) == len(asked):
-                joined = pa.Table.from_batches([drawn[index] for index in sorted(drawn)]).combine_chunks()
+                parts = [part for index in sorted(drawn) for part in rollout.from_bytes(drawn[index])]
+                joined = pa.Table.from_batches(parts).combine_chunks()
                 return with_weights(joined.to_batches()[0], len(self), float(ends[-1]), self._settings)
 
-    def update_priorities(self, ids: np.ndarray, errors: np.ndarray) -> int:
+    def update_priorities(self, ids: np.ndarray, errors: np.ndarray) -> None:
         """Takes over the |temporal-difference errors| of drawn transitions, as `ReplayBuffer.update_priorities` does.
 
         Raises:
@@ -135,11 +136,8 @@ class ShardedReplay:
         priorities = priorities_of(ids, errors, self._next_id)
         if self._settings.priority_exponent > 0:
             self._largest = max(self._largest or 0.0, *priorities.tolist())
-        return sum(
-            self._ask(
-                {index: shard.update_priorities.remote(ids, priorities) for index, shard in self._filled()}
-            ).values()
-        )
+            for index, shard in self._filled():
+                self._send(index, shard.update_priorities.remote(ids, priorities))
 
     def drop_older(self, *, segmenter_version: int, policy_version: int) -> int:
         """Drops transitions made by an older segmenter, or by a policy older than `policy_version`; returns and
@@ -148,10 +146,13 @@ class ShardedReplay:
         answers = self._ask(
             {index: shard.drop_older.remote(segmenter_version, policy_version) for index, shard in self._filled()}
         )
-        for index, dropped in answers.items():
+        total = 0
+        for index, (dropped, length) in answers.items():
             self._sizes[index] -= dropped
-        self.dropped += sum(answers.values())
-        return sum(answers.values())
+            self._answered(index, length)
+            total += dropped
+        self.dropped += total
+        return total
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Lets every shard write what is not in the folder yet, and returns the rest as what JSON can hold.
@@ -193,7 +194,9 @@ class ShardedReplay:
         self._sizes = [min(size, most) for size, most in zip(state["sizes"], self._capacities, strict=True)]
         folder = folder.resolve()
         pairs = zip(self._shards, state["shards"], strict=True)
-        self._ask({index: shard.load.remote(folder, part) for index, (shard, part) in enumerate(pairs)}, FILE_SECONDS)
+        asked = {index: shard.load.remote(folder, part) for index, (shard, part) in enumerate(pairs)}
+        for index, length in self._ask(asked, FILE_SECONDS).items():
+            self._answered(index, length)
 
     def close(self) -> None:
         """Ends the shards' processes."""
@@ -206,7 +209,7 @@ class ShardedReplay:
 
     def _start(self, index: int) -> ActorHandle:
         options = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
-        return ray.remote(**options)(ReplayRows).remote(self._capacities[index], self._settings.priority_exponent)
+        return ray.remote(**options)(ReplayShard).remote(self._capacities[index], self._settings.priority_exponent)
 
     def _running(self, least: int) -> list[ray.ObjectRef]:
         """Returns which of `_started` have; waits for as many as `least`."""
@@ -230,14 +233,25 @@ class ShardedReplay:
         self._turn += 1
         return (self._turn - 1) % len(self._shards)
 
+    def _send(self, index: int, change: ray.ObjectRef) -> None:
+        """Remembers a change that a shard will answer with the length of its line, and waits where there are too many."""
+        self._unanswered[index].append(change)
+        if len(self._unanswered[index]) > MOST_UNANSWERED:
+            self._ask({index: self._unanswered[index].pop(0)})
+
+    def _answered(self, index: int, length: float) -> None:
+        """Takes over the length of a shard's line after all that was sent to it."""
+        self._lengths[index] = length
+        self._unanswered[index].clear()
+
     def _extents(self) -> np.ndarray:
         """Returns the length `[shards]` of every shard's line of places."""
         if self._settings.priority_exponent == 0:
             return np.array(self._sizes)
-        extents = np.zeros(len(self._shards))
-        for index, extent in self._ask({index: shard.extent.remote() for index, shard in self._filled()}).items():
-            extents[index] = extent
-        return extents
+        newest = {index: changes[-1] for index, changes in enumerate(self._unanswered) if changes}
+        for index, length in self._ask(newest).items():
+            self._answered(index, length)
+        return np.array(self._lengths)
 
     def _ask(self, calls: dict[int, ray.ObjectRef], seconds: float | None = None) -> dict[int, Any]:
         """Returns the answers of the shards that gave one in time, and replaces the others.
@@ -264,7 +278,7 @@ class ShardedReplay:
             ray.kill(self._shards[index])
         lost, self._sizes[index] = self._sizes[index], 0
         self.dropped += lost
-        self._unanswered[index] = []
+        self._answered(index, 0.0)
         self._shards[index] = self._start(index)
         self._started[index] = self._shards[index].size.remote()
         self._note(

@@ -96,8 +96,8 @@ def test_one_shard_draws_exactly_as_a_buffer_without_shards(make: Make, exponent
         drawn = single.sample(5, generator(seed))
         assert sharded.sample(5, generator(seed)).equals(drawn)
         errors = np.arange(5) * 0.5
-        found = [one.update_priorities(drawn.column("id").to_numpy(), errors) for one in (single, sharded)]
-        assert found == [5, 5]
+        for one in (single, sharded):
+            one.update_priorities(drawn.column("id").to_numpy(), errors)
     assert single.drop_older(segmenter_version=0, policy_version=3) == 6
     assert sharded.drop_older(segmenter_version=0, policy_version=3) == 6
     assert sharded.sample(5, generator(9)).equals(single.sample(5, generator(9)))
@@ -109,18 +109,18 @@ def test_drawing_is_uniform_over_shards_of_unequal_size(make: Make) -> None:
     buffer.add(batch(8, 1))
     assert held_by(buffer) == [5, 4]
     counts, source = np.zeros(9), np.random.default_rng(0)
-    for _ in range(400):
+    for _ in range(150):
         picked = rows(buffer.sample(3, source))
         assert len(set(picked)) == 3
         counts[picked] += 1
-    # 133 expected each; the standard deviation of a binomial with p = 1/3 is 9.4.
-    assert np.abs(counts - 400 / 3).max() < 5 * 9.4
+    # 50 expected each; the standard deviation of a binomial with p = 1/3 is 5.8.
+    assert np.abs(counts - 150 / 3).max() < 4 * 5.8
 
 
 def test_priorities_and_weights_hold_over_all_shards(make: Make) -> None:
     buffer = make(3, priority_exponent=1.0, importance_exponent=1.0)
     errors = np.arange(1, 13) / 4
-    assert buffer.update_priorities(np.arange(12), errors) == 12
+    buffer.update_priorities(np.arange(12), errors)
     drawn = buffer.sample(780, generator(0))
     np.testing.assert_allclose(np.bincount(rows(drawn)), 780 * errors / errors.sum(), atol=1)
     weights = dict(zip(rows(drawn), drawn.column("weight").to_pylist(), strict=True))
@@ -273,7 +273,8 @@ def test_every_call_survives_a_dead_shard(make: Make, notes: list[str], call: st
     os.kill(pids[0], signal.SIGKILL)
     wait_for_the_end(pids[:1])
     if call == "update":
-        assert buffer.update_priorities(np.arange(12), np.ones(12)) == 8
+        buffer.update_priorities(np.arange(12), np.ones(12))
+        buffer.sample(1, generator(0))
     elif call == "drop":
         assert buffer.drop_older(segmenter_version=0, policy_version=2) == 4
     else:
