@@ -7,13 +7,16 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import ray
 from ray.util.placement_group import get_current_placement_group, placement_group, remove_placement_group
 
 from raysseg.core.cluster import Node, living_nodes
-from raysseg.core.settings import EngineSettings
 from raysseg.errors import InputError
+
+if TYPE_CHECKING:
+    from raysseg.core.settings import EngineSettings
 
 logger = logging.getLogger(__name__)
 
@@ -128,10 +131,11 @@ def _lack(requests: Sequence[ResourceRequest], nodes: Sequence[Node]) -> str:
         )
         if places < request.count:
             each = " and ".join(f"{amount:g} {name}s" for name, amount in request.bundle.items())
+            keys = ", ".join(request.keys.format(f"{name.lower()}s") for name in request.bundle)
             have = " and ".join(_inventory(nodes, name) for name in request.bundle)
             return (
-                f"The run asks for {request.count} × {each} ({request.keys}), each on one node, but only {places} of "
-                f"them fit: the cluster has {have}"
+                f"The run asks for {request.count} × {each} ({keys}), each on one node, but only {places} of them fit: "
+                f"the cluster has {have}"
             )
     return ""
 

@@ -6,7 +6,6 @@ Every check asks all other nodes at once and costs nothing where there is one no
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import logging
 import os
 import re
@@ -23,8 +22,6 @@ from ray.exceptions import AuthenticationError, GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysseg.errors import InputError
-
-logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 5.0
 """How long the head's port may take to answer; Ray itself tries for minutes."""
@@ -51,8 +48,7 @@ def start_ray(*, include_dashboard: bool = False) -> None:
         include_dashboard: start Ray's dashboard as well; a cluster that exists has one or not already.
 
     Raises:
-        InputError: RAY_ADDRESS is no address, nothing answers there, or the cluster has another Ray, Python or token;
-            the dashboard is asked for and not installed.
+        InputError: RAY_ADDRESS is no address, nothing answers there, or the cluster has another Ray, Python or token.
     """
     if ray.is_initialized():
         return
@@ -62,8 +58,6 @@ def start_ray(*, include_dashboard: bool = False) -> None:
     if address and address != "local":
         _connect(address)
         return
-    if include_dashboard and importlib.util.find_spec("aiohttp") is None:
-        raise InputError("Ray's dashboard is not installed; `pip install 'ray[default]'` installs it.")
     try:
         ray.init(address="local", include_dashboard=include_dashboard, log_to_driver=False, logging_level=logging.ERROR)
     except PermissionError as error:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,32 @@ def settings(**changes: Any) -> list[str]:
     ]
 
 
+def asking(count: int) -> str:
+    """Returns a command for the head that checks whether `count` actors fit, each taking more than half of a host."""
+    cpus = 0.6 * (os.cpu_count() or 1)
+    program = (
+        "from raysseg.core import capacity as c, cluster; cluster.start_ray(); c.GROWTH_PAUSE_SECONDS = 10\n"
+        f"c.check_resources([c.ResourceRequest(count={count}, cpus={cpus}, keys='key')], tell=lambda s: print('TOLD', s))\n"
+        "print('NODES', len(cluster.living_nodes()))"
+    )
+    return f". ~/.raysseg/env; RAY_ADDRESS=auto python -c {shlex.quote(program)}"
+
+
+def test_a_run_waits_for_workers_that_are_coming(machines: Machines, cluster: str) -> None:
+    done = machines.on_host(2, asking(2))
+    assert done.returncode == 0, done.stdout
+    assert "waiting for the autoscaler" in done.stdout
+    assert "NODES 2" in done.stdout
+
+
+def test_no_run_waits_for_workers_that_never_come(machines: Machines, cluster: str) -> None:
+    done = machines.on_host(2, asking(3))
+    assert "InputError: The run asks for" in done.stdout
+    assert "on 10.77.0.2" in done.stdout
+    assert "on 10.77.0.3" in done.stdout
+    assert "NODES" not in done.stdout
+
+
 def test_submit_trains_on_both_hosts(machines: Machines, cluster: str) -> None:
     # An actor asks for more than half of a host, so that each host must take one of the two.
     cpus = 0.6 * (os.cpu_count() or 1)
@@ -102,9 +128,6 @@ def test_the_cluster_wants_its_token(machines: Machines, cluster: str) -> None:
     assert machines.on_host(2, f". ~/.raysseg/env; {train}").returncode == 0
 
 
-@pytest.mark.skipif(
-    find_spec("aiohttp") is None, reason="Ray's job server is not installed (pip install 'ray[default]')"
-)
 def test_a_ray_job_trains(machines: Machines, cluster: str) -> None:
     recipe = machines.storage / "job.yaml"
     changes = {"training.pretrain_epochs": 0, "eil.stages": 1, "engine.num_env_runners": 1}
