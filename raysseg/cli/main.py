@@ -24,6 +24,9 @@ from raysseg.errors import ActorsLostError, InputError, LearnerLostError, NonFin
 SENTENCES = (InputError, NonFiniteError, ActorsLostError, LearnerLostError)
 """Errors whose message is all that a user needs."""
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, or a second request to stop; Typer turns `KeyboardInterrupt` into it without a word."""
+
 CLICK_ERROR: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 """Typer carries its own copy of click, whose base error it does not export."""
 
@@ -59,8 +62,7 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):
-        print("Interrupted; continue with --resume.", file=sys.stderr)
-        sys.exit(130)
+        status = INTERRUPTED
     except Stopped as error:
         print(error, file=sys.stderr)
         sys.exit(128 + error.signal_number)
@@ -70,6 +72,8 @@ def main() -> None:
             raise
         print(" ".join(str(cause).split()), file=sys.stderr)
         sys.exit(2 if isinstance(cause, InputError) else 1)
+    if status == INTERRUPTED:
+        print("Interrupted; continue with --resume.", file=sys.stderr)
     sys.exit(status or 0)
 
 

@@ -18,6 +18,11 @@ COLLECTIVE_SECONDS = 10.0
 """Seconds in which the death of a learner is known after the others saw their connection to it break."""
 
 
+def lost_process(error: RayActorError) -> LearnerLostError:
+    """Returns one sentence about a learner, or another process that holds a part of the run's state, that died."""
+    return LearnerLostError(f"A learner or replay shard died: {' '.join(str(error).split())[:300]}")
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
     """A finished update.
@@ -155,7 +160,7 @@ class LearnerClient:
             self._look_for_death(refs)
             raise (error.cause if isinstance(error.cause, Exception) else error) from None
         except RayActorError as error:
-            raise LearnerLostError(f"A learner died: {' '.join(str(error).split())[:300]}") from None
+            raise lost_process(error) from None
 
     @staticmethod
     def _look_for_death(refs: Sequence[ray.ObjectRef]) -> None:
@@ -168,4 +173,4 @@ class LearnerClient:
             except RayTaskError:
                 continue
             except RayActorError as error:
-                raise LearnerLostError(f"A learner died: {' '.join(str(error).split())[:300]}") from None
+                raise lost_process(error) from None

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from ray.exceptions import RayActorError
 
 from raysseg.core import checkpoint
 from raysseg.core.algorithm import SegmentationAlgorithm
@@ -26,6 +27,7 @@ from raysseg.core.capacity import check_resources, requested_resources
 from raysseg.core.cluster import check_storage, check_versions, start_ray
 from raysseg.core.config import SegmentationConfig
 from raysseg.core.interruption import StopRequest
+from raysseg.core.learner_client import lost_process
 from raysseg.core.metrics_writer import MetricsWriter, write_atomically
 from raysseg.core.modules import SEGMENTER
 from raysseg.core.progress import ProgressListener, Silent
@@ -84,7 +86,7 @@ def run_variant(
     Raises:
         InputError: the folder holds a run already and `resume` is off, or there is no space left.
         NonFiniteError: a loss or a reward is not finite.
-        LearnerLostError: learners died more often than `engine.max_learner_restarts`.
+        LearnerLostError: learners or replay shards died more often than `engine.max_learner_restarts`.
         Stopped: a signal asked for it; a checkpoint was written, or the variant was finished.
     """
     settings, listener = config.settings, listener or Silent()
@@ -112,12 +114,14 @@ def run_variant(
             try:
                 summary = _attempt(config, folder, stop, resume or deaths > 0, listener, after_iteration)
                 break
-            except LearnerLostError as error:
+            except (LearnerLostError, RayActorError) as error:
+                # Ray's own error where the process was missed in a checkpoint or by the replay buffer, not in an update.
+                lost = error if isinstance(error, LearnerLostError) else lost_process(error)
                 deaths += 1
                 if deaths > settings.engine.max_learner_restarts:
-                    raise
+                    raise lost from None
                 listener.note(
-                    f"{error} The run goes on from its newest checkpoint ({deaths} of "
+                    f"{lost} The run goes on from its newest checkpoint ({deaths} of "
                     f"{settings.engine.max_learner_restarts} times)."
                 )
             except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -148,6 +149,9 @@ def test_nobody_waits_for_a_silent_actor(make_laboratory: Make, ray_session: Non
         )
     finally:
         watch.cancel()
+        for process in stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGCONT)
     assert not missed.is_set(), "the run waited for the silent actor"
     numbers = lab.played()
     assert numbers == list(range(len(numbers))), "an order that two actors played counts once"

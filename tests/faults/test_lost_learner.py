@@ -48,7 +48,7 @@ def test_a_run_goes_on_by_itself_without_its_learner(make_laboratory: Make, ray_
     assert disturbed.metrics() == undisturbed.metrics()
     assert disturbed.labels() == undisturbed.labels()
     assert disturbed.played() == list(range(6))
-    said = [sentence for sentence in disturbed.notes.sentences if "learner died" in sentence]
+    said = [sentence for sentence in disturbed.notes.sentences if "died: " in sentence]
     assert len(said) == 1
     assert "(1 of 1 times)" in said[0]
     assert any(sentence.startswith("resumed at iteration") for sentence in disturbed.notes.sentences)
@@ -68,7 +68,7 @@ def test_one_of_two_learners_dies_and_then_the_other(make_laboratory: Make, ray_
             os.kill(victims[-1], signal.SIGKILL)
             algorithm = yield
 
-    with pytest.raises(LearnerLostError, match="A learner died") as failure:
+    with pytest.raises(LearnerLostError, match="A learner or replay shard died") as failure:
         lab.run(
             script(),
             engine__mode="asynchronous",

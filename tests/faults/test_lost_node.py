@@ -10,6 +10,8 @@ import ray
 from faults.conftest import Laboratory, Script, orders_with, processes, wait_until
 from ray.cluster_utils import Cluster
 
+from raysseg.algorithms.eil.algorithm import EIL
+
 pytestmark = pytest.mark.slow
 
 HEALTH = {
@@ -35,7 +37,7 @@ def cluster() -> Iterator[Cluster]:
         ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
 
 
-def node_of(process: int, algorithm: object) -> str:
+def node_of(process: int, algorithm: EIL) -> str:
     """Returns the id of the node that runs a process of an actor."""
     handles = algorithm.env_runner_group._worker_manager.actors()
     where = [handle.apply.remote(lambda runner: ray.get_runtime_context().get_node_id()) for handle in handles.values()]
