@@ -51,7 +51,7 @@ class Simulator:
         version = order.arguments["context"]["policy_version"]
         column = self.rollout.schema.get_field_index("policy_version")
         versions = pa.array([version] * self.rollout.num_rows, type=pa.int32())
-        return self.rollout.set_column(column, "policy_version", versions), None
+        return self.rollout.set_column(column, self.rollout.schema.field(column), versions), None
 
 
 class _Call:
