@@ -17,7 +17,7 @@ import itertools
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -64,16 +64,6 @@ def resident(process: int | str = "self") -> int:
     raise RuntimeError("the system does not tell")
 
 
-def timed(call: Callable[[], object], repeats: int) -> float:
-    """Returns the median seconds of a call."""
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds))
-
-
 def fill(buffer: Replay, source: Iterator[pa.RecordBatch], count: int) -> tuple[float, int]:
     """Adds batches made beforehand, in portions; returns the mean seconds per batch, and the bytes on the wire."""
     portion, seconds, size = 125, 0.0, 0
@@ -88,10 +78,16 @@ def fill(buffer: Replay, source: Iterator[pa.RecordBatch], count: int) -> tuple[
 
 
 def draw_and_learn(buffer: Replay, generator: np.random.Generator) -> tuple[float, float]:
-    """Returns the median seconds of a draw of eight, and of taking over eight errors."""
-    draw = timed(lambda: buffer.sample(BATCH, generator), DRAWS)
-    ids, errors = buffer.sample(BATCH, generator).column("id").to_numpy(), generator.random(BATCH)
-    return draw, timed(lambda: buffer.update_priorities(ids, errors), DRAWS)
+    """Returns the median seconds of a draw of eight after a change, and of taking over the errors of what was drawn."""
+    seconds = []
+    for _ in range(DRAWS):
+        start = time.perf_counter()
+        ids = buffer.sample(BATCH, generator).column("id").to_numpy()
+        drawn = time.perf_counter()
+        buffer.update_priorities(ids, generator.random(BATCH))
+        seconds.append((drawn - start, time.perf_counter() - drawn))
+    draw, update = np.median(seconds, axis=0)
+    return float(draw), float(update)
 
 
 def checkpoints(buffer: Replay, source: Iterator[pa.RecordBatch], counts: tuple[int, ...]) -> None:
