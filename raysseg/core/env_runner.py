@@ -131,7 +131,10 @@ class SegmentationEnvRunner(EnvRunner, Checkpointable):
             modules = [module for module, entry in newer.items() if entry[0] == number]
             packed = ray.get(newer[modules[0]][1][0])
             assert self.module is not None
-            load_weights({module: self.module[module] for module in modules}, packed)
+            # A publication may hold modules that have been published again since, which this actor takes from there.
+            load_weights(
+                {module: self.module[module] for module in modules}, {module: packed[module] for module in modules}
+            )
             self.pulled |= dict.fromkeys(modules, number)
 
     def get_state(
