@@ -9,9 +9,10 @@
     ------------    --------------------------------------    --------------------------------------------------------
     an actor        an order                                  the driver, as soon as a slot is free; two orders may be
                                                               with an actor, so it does not wait for the driver's turn
-    a slot          the update that its rollout paid for      the publication of that update's weights: the next order
-                                                              in the slot carries them, and its actor pulls them before
-                                                              it samples; also a dropped or a lost rollout
+    a slot          the update that its rollout paid for      the end of that update, with which its weights are published
+                                                              (every `broadcast_interval` updates): the next order in the
+                                                              slot carries the newest, and its actor pulls them before it
+                                                              samples; also a dropped or a lost rollout
     weights         nobody                                    an actor pulls what is newer than its own, from its node's
                                                               object store, which fetches every object once
     the learner     its next work                             the driver, when rollouts have paid for it; one more work
@@ -23,7 +24,7 @@
                     dead actor that is back
 
 So at most `rollouts_ahead` × living actors rollouts are under way or not yet learned from, which bounds the policy
-lag; what is older than `max_policy_lag` is dropped and counted. A rollout that is lost with its actor is ordered again
+lag while actors deliver; what is older than `max_policy_lag` is dropped and counted. A rollout that is lost with its actor is ordered again
 under the same number, so what is played does not depend on who dies.
 """
 
@@ -180,7 +181,7 @@ class AsynchronousLoop(Generic[Plan]):
     def _give_orders(self) -> None:
         """Orders rollouts while slots are free and the rest of the phase needs them."""
         per_actor = self._engine.rollouts_ahead
-        with_learner = self._received - min(self._received, math.floor(self._published * self._price))
+        with_learner = self._received - min(self._received, math.floor(self._done * self._price))
         while len(self._outstanding) + with_learner < per_actor * max(1, self._pool.alive):
             needed = math.ceil(self._updates * self._price - self._granted) - self._received - len(self._outstanding)
             actor = self._pool.least_busy(fewer_than=min(2, per_actor)) if needed > 0 else None

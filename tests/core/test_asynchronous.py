@@ -257,6 +257,15 @@ def test_weights_are_published_every_few_updates() -> None:
     assert {version for _, version in loop.plan.ordered} <= {0, 4, 8}
 
 
+def test_rare_publications_hold_nobody() -> None:
+    seconds = {}
+    for interval in (1, 8):
+        world = World(actors=1, rollout=1.0, update=0.5)
+        make(world, updates=40, broadcast_interval=interval, rollouts_ahead=2).run(40)
+        seconds[interval] = world.now
+    assert seconds[8] <= 1.05 * seconds[1]
+
+
 def test_the_next_records_travel_with_the_work() -> None:
     loop = make(World(), updates=6)
     loop.run(6)
