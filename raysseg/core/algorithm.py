@@ -16,6 +16,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ class SegmentationAlgorithm(Algorithm, abc.ABC):
         self.images_per_second = 0.0
         self.telemetry = Telemetry()
         self.should_stop: Callable[[], bool] = lambda: False
+        self.note: Callable[[str], None] = warnings.warn
         self.learner = LearnerClient(self.learner_group, self.telemetry)
         self.pool: ActorPool | None = None
         self.weights: dict[str, tuple[int, list[ray.ObjectRef]]] = {}

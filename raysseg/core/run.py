@@ -159,6 +159,7 @@ def _attempt(
         else:
             algorithm.label_store.remove_after(0)
         algorithm.should_stop = lambda: stop.requested
+        algorithm.note = listener.note
         writer = MetricsWriter(folder, algorithm.iteration)
         try:
             _iterate(algorithm, folder, writer, listener, stop, after_iteration)

@@ -44,7 +44,7 @@ class EIL(SegmentationAlgorithm):
         """Adds the replay buffer and the numbers of the last inference."""
         self.quantiles: list[float] | None = None
         self.label_numbers: dict[str, Any] = {}
-        self.replay = make_replay(config.settings.eil.exploration.replay)
+        self.replay = make_replay(config.settings.eil.exploration.replay, note=lambda sentence: self.note(sentence))
         super().setup(config)
         self.has_truth = all(self.store.label(key) is not None for key in self.train_keys[:1])
 
