@@ -23,9 +23,9 @@
     the driver      the first of: a rollout, an update, a     any of them; never one particular actor
                     dead actor that is back
 
-So at most `rollouts_ahead` × living actors rollouts are under way or not yet learned from, which bounds the policy
-lag while actors deliver; what is older than `max_policy_lag` is dropped and counted. A rollout that is lost with its actor is ordered again
-under the same number, so what is played does not depend on who dies.
+So at most `rollouts_ahead` × living actors rollouts are under way or not yet learned from, which bounds the policy lag
+while actors deliver; what is older than `max_policy_lag` is dropped and counted. A rollout that is lost with its actor
+is ordered again under the same number, so what is played does not depend on who dies.
 """
 
 from __future__ import annotations
