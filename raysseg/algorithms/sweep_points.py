@@ -45,6 +45,10 @@ CHANGEABLE: dict[str, tuple[str, ...]] = {
 """Per method, the keys that take effect when a run goes on from a checkpoint with another value."""
 
 
+MOST_COMBINATIONS = 64
+"""Combinations of the other keys that are tried before a single value is called wrong."""
+
+
 class Distribution(Settings):
     """Values drawn at random; exactly one of the four."""
 
@@ -200,13 +204,13 @@ def _nearest_key(key: str, known: Sequence[str]) -> str:
     inside = [name for name in known if name.startswith(f"{key}.")]
     if inside:
         return f" as a value but is a section; sweep one of its keys, such as '{inside[0]}'"
+    head, dot, _ = key.partition(".")
+    sections = {name.partition(".")[0] for name in known if "." in name}
+    if dot and head not in sections:
+        return nearest_name(head, sections)
     last = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
     close = difflib.get_close_matches(key, last or known, n=1, cutoff=0.0 if last else 0.6)
-    if close:
-        return f"; did you mean '{close[0]}'?"
-    head = key.partition(".")[0]
-    siblings = {name.partition(".")[0] for name in known if "." in name}
-    return f" (no key of '{head}' is like it)" if head in siblings else nearest_name(head, siblings)
+    return f"; did you mean '{close[0]}'?" if close else nearest_name(head, sections)
 
 
 def fold(recipe: Recipe, variant: str, values: Mapping[str, Any], label: str) -> Recipe:
@@ -230,6 +234,28 @@ def _check(sweep: Sweep, values: Mapping[str, Any], what: str) -> MethodSettings
         raise InputError(f"{_capital(sweep.where)} tries {what}, which is refused: {error}") from None
 
 
+def _check_values(sweep: Sweep, axis: Axis, axes: Sequence[Axis]) -> None:
+    """Raises `InputError` for the first value of a key that is refused whatever the other keys are, or is there twice."""
+    others = [axis_.choices or axis_.bounds or () for axis_ in axes if axis_ is not axis]
+    keys = [axis_.key for axis_ in axes if axis_ is not axis]
+    seen: list[Any] = []
+    for value in axis.choices or axis.bounds or ():
+        refusals = []
+        for combination in itertools.islice(itertools.product(*others), MOST_COMBINATIONS):
+            point = {**dict(zip(keys, combination, strict=True)), axis.key: value}
+            try:
+                plain = value_at(_check(sweep, point, f"the value {value!r} for '{axis.key}'"), axis.key)
+            except InputError as error:
+                refusals.append(error)
+                continue
+            if plain in seen:
+                raise InputError(f"{_capital(sweep.where)} lists the value {value!r} for '{axis.key}' twice.")
+            seen.append(plain)
+            break
+        else:
+            raise refusals[0]
+
+
 def plan_jobs(sweep: Sweep) -> tuple[list[Axis], list[Job]]:
     """Returns the swept keys and all trials of a sweep: baselines first, then every point, each with every seed.
 
@@ -245,15 +271,8 @@ def plan_jobs(sweep: Sweep) -> tuple[list[Axis], list[Job]]:
         raise InputError(f"The key 'samples' has no effect in {sweep.where}: its space holds only lists of values.")
     if population and settings.samples is not None and settings.samples < 2:
         raise InputError(f"The key 'samples' in {sweep.where} is {settings.samples}: PBT needs at least 2 members.")
-    firsts = {axis.key: (axis.choices or axis.bounds or ())[0] for axis in axes}
     for axis in axes:
-        seen: list[Any] = []
-        for value in axis.choices or axis.bounds or ():
-            understood = _check(sweep, {**firsts, axis.key: value}, f"the value {value!r} for '{axis.key}'")
-            plain = value_at(understood, axis.key)
-            if plain in seen:
-                raise InputError(f"{_capital(sweep.where)} lists the value {value!r} for '{axis.key}' twice.")
-            seen.append(plain)
+        _check_values(sweep, axis, axes)
     points = []
     for raw in _points(axes, settings.samples, settings.sample_seed, population=population):
         words = ", ".join(f"{key}={value!r}" for key, value in raw.items())

@@ -4,13 +4,12 @@ happened before it was killed.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
@@ -96,6 +95,7 @@ class Population(PopulationBasedTraining):  # type: ignore[misc]
             synch=True,
         )
         self._keys = [axis.key for axis in axes]
+        self._interval, self._first = settings.interval_stages, start + settings.interval_stages
         self._record = record
         self._stages: dict[str, int] = {}
 
@@ -103,7 +103,7 @@ class Population(PopulationBasedTraining):  # type: ignore[misc]
         """Lets the last member that reaches an exchange make it, and writes down what it decided."""
         decision = str(super().on_trial_result(tune_controller, trial, result))
         stage = int(result["stage"])
-        if stage < self._burn_in_period or stage % self._perturbation_interval:
+        if stage < self._first or stage % self._interval:
             return decision
         self._stages[str(trial)] = stage
         alive = list(tune_controller.get_live_trials())
@@ -150,51 +150,6 @@ def _keep_inside(bounds: Mapping[str, tuple[float, float]], config: dict[str, An
         value = config[key]
         config[key] = min(max(value if isinstance(value, int) else float(f"{value:.6g}"), low), high)
     return config
-
-
-Watcher = Callable[[str, str, Mapping[str, Any]], None]
-"""Takes an event (start, result, complete, error), the trial's name and its newest result."""
-
-
-class SweepWatcher(tune.Callback):  # type: ignore[misc]
-    """Passes Tune's events on to the function that `watching` sets; Tune pickles its callbacks, so they cannot hold it."""
-
-    _watcher: ClassVar[Watcher | None] = None
-
-    @classmethod
-    @contextlib.contextmanager
-    def watching(cls, watcher: Watcher) -> Iterator[None]:
-        """Lets a function see the events as long as the context lasts."""
-        cls._watcher = watcher
-        try:
-            yield
-        finally:
-            cls._watcher = None
-
-    def _tell(self, event: str, trial: Any) -> None:
-        watcher = type(self)._watcher
-        if watcher is not None:
-            watcher(event, str(trial), dict(trial.last_result or {}))
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tells that a trial started or goes on."""
-        self._tell("start", trial)
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        """Tells a trial's newest score."""
-        watcher = type(self)._watcher
-        if watcher is not None:
-            watcher("result", str(trial), result)
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tells that a trial ended, by itself or because the scheduler stopped it."""
-        self._tell("complete", trial)
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tells that a trial failed."""
-        self._tell("error", trial)
 
 
 def plain_scheduler() -> FIFOScheduler:

@@ -108,6 +108,10 @@ class SweepSettings(Settings):
     def _possible(self) -> SweepSettings:
         if any(seed < 0 for seed in self.seeds or ()) or len(set(self.seeds or ())) < len(self.seeds or ()):
             raise ValueError(f"seeds must be different numbers from 0, not {list(self.seeds or ())}")
+        if self.scheduler.name == "pbt" and self.concurrent is not None:
+            raise ValueError(
+                "concurrent has no effect with PBT, whose members take turns on what there is; set resources instead"
+            )
         for key in self.paper:
             if key not in self.space:
                 raise ValueError(f"paper reports '{key}', which is not swept; swept are {', '.join(self.space)}")

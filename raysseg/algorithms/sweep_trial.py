@@ -25,10 +25,11 @@ from raysseg.algorithms.recipes import Recipe
 from raysseg.algorithms.sweep_points import fold
 from raysseg.core import checkpoint
 from raysseg.core.algorithm import SegmentationAlgorithm
+from raysseg.core.config import SegmentationConfig
 from raysseg.core.metrics_writer import write_atomically
 from raysseg.core.run import run_variant
 from raysseg.core.settings import MethodSettings
-from raysseg.errors import InputError, NonFiniteError
+from raysseg.errors import ActorsLostError, InputError, LearnerLostError, NonFiniteError
 
 FAILURE_FILE = "failure.json"
 TRACEBACK_FILE = "error.txt"
@@ -86,6 +87,10 @@ class TrialPlan:
         recipe = fold(self.recipe, self.label, values, self.label) if values else self.recipe
         return recipe.settings(self.label, self.seed, pretrained=self.pretrained)
 
+    def config(self, settings: MethodSettings) -> SegmentationConfig:
+        """Returns the configuration of a run with these settings in this folder."""
+        return self.recipe.method.config().apply(settings, run_dir=str(self.folder), store_uri=self.store_uri)
+
 
 def train_trial(
     config: Mapping[str, Any],
@@ -93,6 +98,7 @@ def train_trial(
     plans: Mapping[str, TrialPlan],
     metric: str,
     interval: int | None,
+    workplace: Path,
 ) -> None:
     """Runs one trial to its end; the function that Ray Tune calls.
 
@@ -103,7 +109,10 @@ def train_trial(
         plans: of all trials, by name.
         metric: what is reported beside the stage.
         interval: stages between two exchanges of a population, or None.
+        workplace: the command's working directory; relative paths of the recipe start there, on every node that has it.
     """
+    if workplace.is_dir():
+        os.chdir(workplace)
     # A member that took over another one's configuration still has its own name.
     plan = plans[str(tune.get_context().get_trial_name())]
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +134,7 @@ def reason_of(error: BaseException) -> str:
     """Returns why a trial failed, in one sentence."""
     cause = error.cause if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException) else error
     text = " ".join(str(cause).split())
-    if isinstance(cause, (InputError, NonFiniteError)):
+    if isinstance(cause, (InputError, NonFiniteError, ActorsLostError, LearnerLostError)):
         return text
     return f"{type(cause).__name__}: {text[:300]}" if text else type(cause).__name__
 
@@ -151,7 +160,6 @@ def _run(plan: TrialPlan, settings: MethodSettings, metric: str, interval: int |
     """Runs the variant from wherever its folder stands and reports every stage; the last one only when all is written,
     because a scheduler may stop whatever reports.
     """
-    config = plan.recipe.method.config().apply(settings, run_dir=str(plan.folder), store_uri=plan.store_uri)
 
     def report(algorithm: SegmentationAlgorithm) -> None:
         if algorithm.record["phase"] != "evaluate" or algorithm.done or plan.pretraining:
@@ -164,7 +172,7 @@ def _run(plan: TrialPlan, settings: MethodSettings, metric: str, interval: int |
         take_snapshot(plan.folder, score["stage"])
         _report_snapshot(plan, score)
 
-    summary = run_variant(config, plan.folder, resume=True, after_iteration=report)
+    summary = run_variant(plan.config(settings), plan.folder, resume=True, after_iteration=report)
     last = (summary["stages"] or [{"stage": 0, metric: summary[metric]}])[-1]
     tune.report({**({"stage": 0} if plan.pretraining else _score(last, metric)), "done": True})
 
@@ -260,7 +268,12 @@ def _link(source: str, target: str) -> None:
 def adopt(folder: Path, donor: Path | None, stage: int) -> None:
     """Makes a member's folder what the donor's was at a stage, checkpoint, labels and metrics, or empty without a donor.
     Its own snapshots and its lineage stay.
+
+    Raises:
+        InputError: the donor's snapshot is gone.
     """
+    if donor is not None and not _snapshot(donor, stage).is_dir():
+        raise InputError(f"The snapshot {_snapshot(donor, stage)} is gone, from which {folder} was to go on.")
     incoming = folder / ".incoming"
     shutil.rmtree(incoming, ignore_errors=True)
     incoming.mkdir(parents=True)

@@ -11,7 +11,7 @@ import os
 import random
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,14 @@ from ray import tune
 from ray.tune.search import BasicVariantGenerator
 
 from raysseg.algorithms.recipes import set_value
-from raysseg.algorithms.sweep_points import Axis, Job, plan_jobs, pretraining_digest, stages_of
-from raysseg.algorithms.sweep_resources import Bundle, check_cluster, trial_bundles, trial_gpus
+from raysseg.algorithms.sweep_points import Axis, Job, plan_jobs, pretraining_digest
+from raysseg.algorithms.sweep_progress import SweepProgress, SweepWatcher, failure_of
+from raysseg.algorithms.sweep_resources import Bundle, bundles_of, check_sweep, trial_gpus, trial_requests
 from raysseg.algorithms.sweep_results import STOPPED_FILE, SweepOutcome, collect, write_results
-from raysseg.algorithms.sweep_schedulers import Population, StageHalving, SweepWatcher, plain_scheduler
+from raysseg.algorithms.sweep_schedulers import Population, StageHalving, plain_scheduler
 from raysseg.algorithms.sweep_settings import Sweep
-from raysseg.algorithms.sweep_trial import (
-    FAILURE_FILE,
-    SNAPSHOTS,
-    Origin,
-    TrialPlan,
-    evaluations,
-    reason_of,
-    train_trial,
-)
-from raysseg.core.cluster import start_ray
+from raysseg.algorithms.sweep_trial import SNAPSHOTS, Origin, TrialPlan, evaluations, train_trial
+from raysseg.core.cluster import check_storage, check_versions, start_ray
 from raysseg.core.metrics_writer import write_atomically
 from raysseg.core.modules import SEGMENTER
 from raysseg.core.progress import ProgressListener, Silent
@@ -84,10 +77,6 @@ def run_sweep(
     start_ray()
     cpu = sweep.settings.resources.cpu
     jobs = [_laid_out(job, cpu, trial_gpus(sweep, job.settings().engine)) for job in jobs]
-    bundles = {
-        job.name: trial_bundles(cpu, trial_gpus(sweep, job.settings().engine), job.settings().engine) for job in jobs
-    }
-    check_cluster(sweep, bundles)
     plans = {
         job.name: TrialPlan(
             name=job.name,
@@ -96,12 +85,19 @@ def run_sweep(
             label=job.label,
             seed=job.seed,
             store_uri=stores[_data_of(job)],
+            pretrained=_given_segmenter(job),
             values=job.values,
         )
         for job in jobs
     }
+    requests = {name: trial_requests(sweep, plan.settings().engine) for name, plan in plans.items()}
+    check_sweep(sweep, list(requests.values()), tell=listener.note)
     _check_weights(plans.values())
+    check_versions()
     folder.mkdir(parents=True, exist_ok=True)
+    for uri in stores.values():
+        check_storage(folder, uri)
+    bundles = {name: bundles_of(asked) for name, asked in requests.items()}
     write_atomically(folder / "config.yaml", sweep.dump())
     write_atomically(folder / "versions.json", json.dumps(package_versions(), indent=1))
     with _tune_environment():
@@ -117,7 +113,8 @@ def run_sweep(
 def _check_folder(sweep: Sweep, folder: Path, *, resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"The run directory {folder} is a file; choose another --run-dir.")
-    if folder.is_dir() and any(folder.iterdir()) and not resume:
+    # Data that were built before something else was refused are no sweep.
+    if folder.is_dir() and any(path.name != "data" for path in folder.iterdir()) and not resume:
         raise InputError(
             f"The run directory {folder} is not empty; add --resume to continue it, or choose another --run-dir."
         )
@@ -156,15 +153,21 @@ def _laid_out(job: Job, cpu: float, gpu: float) -> Job:
     return dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, values=plain))
 
 
-def _check_weights(plans: Any) -> None:
-    """Builds every distinct segmenter once, so that weights that are missing are noticed here."""
-    seen = set()
+def _given_segmenter(job: Job) -> Path | None:
+    """The pre-trained segmenter that a recipe names, with `{seed}` filled in."""
+    given = job.settings().training.pretrained
+    return None if given is None else Path(given.replace("{seed}", str(job.seed)))
+
+
+def _check_weights(plans: Iterable[TrialPlan]) -> None:
+    """Builds every distinct segmenter once, so that weights that are missing are noticed before a trial starts."""
+    seen = []
     for plan in plans:
         settings = plan.settings()
-        if settings.segmenter not in seen:
-            seen.add(settings.segmenter)
-            config = plan.recipe.method.config().apply(settings, run_dir=str(plan.folder), store_uri=plan.store_uri)
-            config.segmenter_spec().build()
+        network = (settings.segmenter, settings.training.pretrained)
+        if network not in seen:
+            seen.append(network)
+            plan.config(settings).segmenter_spec().build()
 
 
 # ---- pre-training -----------------------------------------------------------------------------------------------------
@@ -183,22 +186,22 @@ def _pretrain(
     """
     shared: dict[str, TrialPlan] = {}
     users: dict[str, list[str]] = {}
-    given = {job.name: job.settings().training for job in jobs}
-    digests = {job.name: pretraining_digest(job) for job in jobs if given[job.name].pretrained is None}
-    several = len({digests[job.name] for job in jobs if job.name in digests}) > len({job.seed for job in jobs})
+    digests = {
+        job.name: pretraining_digest(job)
+        for job in jobs
+        if plans[job.name].pretrained is None and job.settings().training.pretrain_epochs > 0
+    }
+    several = len(set(digests.values())) > len({job.seed for job in jobs})
     for job in jobs:
-        plan, training = plans[job.name], given[job.name]
-        if training.pretrained is not None:
-            plans[job.name] = dataclasses.replace(
-                plan, pretrained=Path(training.pretrained.replace("{seed}", str(job.seed)))
-            )
-        elif training.pretrain_epochs > 0:
-            digest = digests[job.name]
-            where = folder / "pretrain" / (f"{digest}/seed-{job.seed}" if several else f"seed-{job.seed}")
-            name = f"pretrain/{digest}/seed-{job.seed}"
-            shared.setdefault(name, dataclasses.replace(plan, name=name, folder=where, pretraining=True, values={}))
-            users.setdefault(name, []).append(job.name)
-            plans[job.name] = dataclasses.replace(plan, pretrained=where / SEGMENTER)
+        digest = digests.get(job.name)
+        if digest is None:
+            continue
+        where = folder / "pretrain" / (f"{digest}/seed-{job.seed}" if several else f"seed-{job.seed}")
+        name = f"pretrain/{digest}/seed-{job.seed}"
+        plan = dataclasses.replace(plans[job.name], name=name, folder=where, pretraining=True, values={})
+        shared.setdefault(name, plan)
+        users.setdefault(name, []).append(job.name)
+        plans[job.name] = dataclasses.replace(plans[job.name], pretrained=where / SEGMENTER)
     open_plans = {name: plan for name, plan in shared.items() if not (plan.folder / "summary.json").exists()}
     sizes = {name: bundles[users[name][0]] for name in open_plans}
     failures = _run_tune(sweep, folder, open_plans, sizes, plain_scheduler(), listener, phase="pre-training")
@@ -289,7 +292,9 @@ def _run_tune(
     if not plans:
         return {}
     settings, session, storage = sweep.settings, uuid.uuid4().hex[:8], folder / "tune"
-    trainable = functools.partial(train_trial, plans=dict(plans), metric=settings.metric, interval=interval)
+    trainable = functools.partial(
+        train_trial, plans=dict(plans), metric=settings.metric, interval=interval, workplace=Path.cwd()
+    )
     factories = {name: tune.PlacementGroupFactory([dict(part) for part in bundles[name]]) for name in plans}
     presets = [{"job": name, **(plan.values if interval else {})} for name, plan in plans.items()]
     tuner = tune.Tuner(
@@ -315,73 +320,12 @@ def _run_tune(
     )
     # PBT draws from Python's own source.
     random.seed(settings.sample_seed)
-    watch = _Watch(sweep, plans, listener, phase=phase, finished=finished)
+    watch = SweepProgress(sweep, plans, listener, phase=phase, finished=finished)
     with SweepWatcher.watching(watch):
         grid = tuner.fit()
     shutil.rmtree(storage, ignore_errors=True)
     died = {trial_name(result): result.error for result in grid if result.error is not None}
-    return {name: reason for name, plan in plans.items() if (reason := _reason(plan.folder, died.get(name)))}
-
-
-def _reason(folder: Path, error: BaseException | None = None) -> str | None:
-    """The reason that a trial wrote down, or what Tune says where its process died; None where it did not fail."""
-    path = folder / FAILURE_FILE
-    if path.exists():
-        return str(json.loads(path.read_text())["reason"])
-    return reason_of(error) if error is not None else None
-
-
-class _Watch:
-    """Turns Tune's events into progress, and notes which trials the scheduler stopped."""
-
-    def __init__(
-        self, sweep: Sweep, plans: Mapping[str, TrialPlan], listener: ProgressListener, *, phase: str, finished: int
-    ) -> None:
-        self._sweep, self._plans, self._listener, self._phase = sweep, plans, listener, phase
-        self._finished = finished
-        self._shares: dict[str, float] = dict.fromkeys(plans, 0.0)
-        self._states: dict[str, str] = {}
-        self._best: tuple[float, str] | None = None
-        self._show()
-
-    def __call__(self, event: str, name: str, result: Mapping[str, Any]) -> None:
-        """Takes one event of a trial."""
-        plan = self._plans[name]
-        if event == "start":
-            self._states[name] = "running"
-        elif event in ("complete", "error"):
-            self._shares[name] = 1.0
-            self._states[name] = self._end(plan, event, result)
-        elif "stage" in result:
-            stages = stages_of(plan.settings()) or 0
-            self._shares[name] = min(1.0, int(result["stage"]) / stages) if stages else 0.0
-            score = result.get(self._sweep.settings.metric)
-            if score is not None and result["stage"] and (self._best is None or score > self._best[0]):
-                self._best = (float(score), name)
-        self._show()
-
-    def _end(self, plan: TrialPlan, event: str, result: Mapping[str, Any]) -> str:
-        reason = _reason(plan.folder) if event == "complete" else "its process died"
-        if reason is not None:
-            self._listener.note(f"{plan.name} failed: {reason}")
-            return "failed"
-        if plan.pretraining or (plan.folder / "summary.json").exists():
-            return "done"
-        write_atomically(plan.folder / STOPPED_FILE, json.dumps({"stage": result.get("stage")}))
-        return "stopped"
-
-    def _show(self) -> None:
-        states = list(self._states.values())
-        fields: dict[str, str | int] = {
-            "phase": self._phase,
-            "running": states.count("running"),
-            "done": states.count("done") + self._finished,
-        }
-        fields |= {state: states.count(state) for state in ("stopped", "failed") if state in states}
-        if self._best is not None:
-            fields["best"] = f"{100 * self._best[0]:.1f} % ({self._best[1]})"
-        total = len(self._plans) + self._finished
-        self._listener.update(sum(self._shares.values()) + self._finished, total, **fields)
+    return {name: reason for name, plan in plans.items() if (reason := failure_of(plan.folder, died.get(name)))}
 
 
 # ---- around it --------------------------------------------------------------------------------------------------------

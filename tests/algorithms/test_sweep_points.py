@@ -139,7 +139,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "bad combination": (
         {"space": {"eil.window": [[5, 7], 9], "eil.stages": [2, 3]}},
-        r".* tries the point eil.window=\[5, 7\], eil.stages=3, .*window lists 2 sides, but there are 3 stages",
+        r".* tries the point eil.window=\[5, 7\], eil.stages=3, .*window lists 2 sides, but there are 3 stages\.?",
     ),
     "twice": ({"space": {"eil.gamma": [0.5, "5e-1"]}}, r".* lists the value '5e-1' for 'eil.gamma' twice\."),
     "no distribution": ({"space": {"eil.gamma": {"unifrom": [0, 1]}}}, r"Unknown key 'unifrom' in .*'uniform'\?"),
@@ -172,11 +172,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"space": {"eil.window": [5, 7]}, "scheduler": "pbt", "samples": 4},
         r"The key 'eil.window' cannot change within a run, which PBT in the sweep my_sweep would do; .*eil.gamma.*",
     ),
+    "PBT with turns of its own": (
+        {"scheduler": "pbt", "samples": 4, "concurrent": 2},
+        r"In the sweep my_sweep: concurrent has no effect with PBT, .*; set resources instead",
+    ),
     "PBT of one": ({"scheduler": "pbt", "samples": 1}, r".*PBT needs at least 2 members\."),
     "PBT without samples": ({"scheduler": "pbt"}, r"The key 'samples' is missing in .*"),
     "PBT after the end": (
         {"scheduler": {"name": "pbt", "pbt": {"interval_stages": 2}}, "samples": 2},
-        r".* decides after 2 stages, but the trial gamma=.* has 2: it would decide nothing\.",
+        r".* decides after 2 stages, but the trial .*gamma=.* has 2: it would decide nothing\.",
     ),
     "ASHA with seeds": (
         {"scheduler": "asha", "seeds": [0, 1]},

@@ -16,17 +16,26 @@ from raysseg.errors import NonFiniteError
 
 
 def member(folder: Path, stage: int, text: str) -> Path:
-    """A member's folder after a stage: two checkpoints, labels, metrics, and what no snapshot needs."""
+    """A member's folder after a stage: two checkpoints, labels, metrics, and what no snapshot needs.
+
+    As in a run, a file that is written again is a new one under the old name; only metrics grow.
+    """
     for name in (f"{stage:08d}", f"{stage + 1:08d}"):
-        (folder / "checkpoints" / name).mkdir(parents=True, exist_ok=True)
-        (folder / "checkpoints" / name / "weights").write_text(f"{text} {name}")
-        (folder / "checkpoints" / name / "manifest.json").write_text("{}")
-    (folder / "labels" / "v0001").mkdir(parents=True, exist_ok=True)
-    (folder / "labels" / "v0001" / "maps.arrow").write_text(text)
-    (folder / "tensorboard").mkdir(exist_ok=True)
+        write(folder / "checkpoints" / name / "weights", f"{text} {name}")
+        write(folder / "checkpoints" / name / "manifest.json", "{}")
+    write(folder / "checkpoints" / "replay" / "eil" / "segment", text)
+    write(folder / "labels" / "v0001" / "maps.arrow", text)
+    write(folder / "tensorboard" / "events", text)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"phase": "evaluate", "stage": stage, "miou": 0.5}) + "\n")
     return folder
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a new file, also where one of that name is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.write_text(text)
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -41,11 +50,12 @@ def test_a_snapshot_is_what_a_run_needs_and_stays_when_the_run_goes_on(tmp_path:
     assert sorted(before) == [
         "checkpoints/00000002/manifest.json",
         "checkpoints/00000002/weights",
+        "checkpoints/replay/eil/segment",
         "labels/v0001/maps.arrow",
         "metrics.jsonl",
     ]
     member(donor, 2, "second")
-    (donor / "checkpoints" / "00000002" / "weights").unlink()
+    assert files(donor / "snapshots" / "stage-001") == before
     take_snapshot(donor, 2)
     take_snapshot(donor, 3)
     assert sorted(path.name for path in (donor / "snapshots").iterdir()) == ["stage-002", "stage-003"]

@@ -16,6 +16,7 @@ from raysseg.algorithms.sweep_results import SweepOutcome
 from raysseg.algorithms.sweep_settings import load_sweep
 from raysseg.algorithms.sweeps import run_sweep
 from raysseg.errors import InputError
+from raysseg.visualization import load_variant_runs
 
 Run = Callable[..., SweepOutcome]
 
@@ -89,6 +90,10 @@ def test_a_failed_trial_says_why_and_the_best_trains_to_the_same_number(run: Run
     assert {"table.md", "sweep.json", "best.yaml", "gamma.png", "refine_learning_rate.png"} <= {
         path.name for path in folder.iterdir()
     }
+    assert sorted(run.variant for run in load_variant_runs([folder]) if run.finished) == [
+        "refine_learning_rate=0.003_gamma=0",
+        "refine_learning_rate=0.003_gamma=0.9",
+    ]
     record = json.loads((folder / "sweep.json").read_text())
     assert [trial["state"] for trial in record["trials"]] == ["finished", "finished", "failed", "failed"]
 
@@ -101,7 +106,7 @@ def test_a_failed_trial_says_why_and_the_best_trains_to_the_same_number(run: Run
     # Resumed, the finished trials are as they were, and the failed ones are tried again.
     before = (best.folder / "timings.jsonl").read_text()
     listener = Recorder()
-    again = run(space=space, concurrent=2, resume=True, listener=listener)
+    again = run(space=space, concurrent=1, resume=True, listener=listener)
     assert (best.folder / "timings.jsonl").read_text() == before
     assert len(again.failed) == 2
     assert len(listener.notes) == 2
@@ -123,21 +128,15 @@ def test_a_trial_with_actors_keeps_to_its_placement_group(run: Run, pretrained: 
 def test_more_than_the_cluster_has_is_refused(run: Run, pretrained: str, tmp_path: Path) -> None:
     given = {"training.pretrained": pretrained}
     cases: list[tuple[dict[str, Any], str]] = [
-        (
-            {"resources": {"cpu": 64}},
-            r"asks for 64 CPUs and 0 GPUs in 1 processes, but the cluster has 4 CPUs and 0 GPUs",
-        ),
-        (
-            {"resources": {"gpu": 1.0}},
-            r"asks for 1 CPU and 1 GPU in 1 processes, but the cluster has 4 CPUs and 0 GPUs",
-        ),
+        ({"resources": {"cpu": 64}}, r"asks for 64 CPUs \(cpus of the sweep's resources.*, but the cluster has 4 CPUs"),
+        ({"resources": {"gpu": 1.0}}, r"asks for 1 GPUs \(gpus of the sweep's resources.*, but the cluster has 0 GPUs"),
         (
             {"resources": {"cpu": 3}, "concurrent": 2},
-            r"2 concurrent trials of .* ask for 6 CPUs .* has 4 CPUs and 0 GPUs",
+            r"asks for 6 CPUs \(concurrent × cpus of the sweep's resources.*, but the cluster has 4 CPUs",
         ),
         (
             {"recipe": {**given, "engine.num_env_runners": 6}},
-            r"\(gamma=0/seed-0\) asks for 6.5 CPUs and 0 GPUs in 7 processes",
+            r"asks for 6.5 CPUs \(.*engine.num_env_runners × .*\), but the cluster has 4 CPUs",
         ),
     ]
     for changes, expected in cases:
@@ -166,14 +165,43 @@ def test_asha_stops_what_lags_behind(run: Run, pretrained: str, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_pbt_copies_the_better_member_and_goes_on_with_other_values(run: Run, pretrained: str, tmp_path: Path) -> None:
-    outcome = run(
-        recipe={"training.pretrained": pretrained, "eil.stages": 3, "eil.policy": "none"},
-        space={"training.refine_learning_rate": {"loguniform": [1.0e-6, 1.0]}},
-        samples=2,
-        sample_seed=3,
-        scheduler={"name": "pbt", "pbt": {"quantile_fraction": 0.5}},
-    )
+def test_pbt_copies_the_better_member_and_goes_on_after_an_interruption(
+    run: Run, pretrained: str, tmp_path: Path
+) -> None:
+    population: dict[str, Any] = {
+        "recipe": {"training.pretrained": pretrained, "eil.stages": 3, "eil.policy": "none"},
+        "space": {"training.refine_learning_rate": {"loguniform": [1.0e-6, 1.0]}},
+        "samples": 2,
+        "sample_seed": 3,
+        # Of the session's four: both members take turns in one process.
+        "resources": {"cpu": 4},
+        "scheduler": {"name": "pbt", "pbt": {"quantile_fraction": 0.5}},
+    }
+
+    class Interrupting(Recorder):
+        """Fails as soon as one member waits for the other one at the second exchange."""
+
+        def update(self, completed: float, total: float, **fields: str | float | int) -> None:
+            """Looks for the snapshot of the second stage."""
+            if any((tmp_path / "sweep").glob("variants/*/seed-0/snapshots/stage-002")):
+                raise RuntimeError("interrupted")
+
+    with pytest.raises(Exception, match="interrupted"):
+        run(**population, listener=Interrupting())
+    (waiting,) = (tmp_path / "sweep").glob("variants/*/seed-0/snapshots/stage-002/timings.jsonl")
+    assert json.loads((tmp_path / "sweep" / "population.json").read_text())["stage"] == 1
+    seen = {waiting.read_text()}
+
+    class Watching(Recorder):
+        """Keeps every version of the snapshot's timings."""
+
+        def update(self, completed: float, total: float, **fields: str | float | int) -> None:
+            """Reads them."""
+            if waiting.exists():
+                seen.add(waiting.read_text())
+
+    outcome = run(**population, resume=True, listener=Watching())
+    assert len(seen) == 1, "the member that waited was trained again"
     assert [trial.state for trial in outcome.trials] == ["finished", "finished"]
     by_name = {trial.job.name: trial for trial in outcome.trials}
     taken = [(trial, entry) for trial in outcome.trials for entry in trial.history if entry["member"]]
