@@ -43,7 +43,7 @@ SMALL: dict[str, Any] = {
 }
 """What all runs of this folder have in common."""
 
-Script = Generator[None, EIL, None]
+Script = Generator[None, EIL, Any]
 """Is resumed after every iteration with the run, and disturbs it where it wants to."""
 
 
@@ -92,12 +92,27 @@ class Laboratory:
         config.env_runners(env_runner_cls=watched(self._actors))
         return config
 
-    def run(self, script: Script | None = None, *, resume: bool = False, **changes: Any) -> None:
-        """Trains to the end."""
+    def run(
+        self,
+        script: Script | None = None,
+        *,
+        resume: bool = False,
+        look: Callable[[EIL], None] = lambda algorithm: None,
+        **changes: Any,
+    ) -> None:
+        """Trains to the end.
+
+        Args:
+            script: disturbs it.
+            resume: from its newest checkpoint.
+            look: is called after every iteration.
+            changes: of the settings.
+        """
         if script is not None:
             next(script)
 
         def after_iteration(algorithm: EIL) -> None:
+            look(algorithm)
             if script is not None:
                 with contextlib.suppress(StopIteration):
                     script.send(algorithm)
@@ -113,18 +128,23 @@ class Laboratory:
     # ---- the actors' side -------------------------------------------------------------------------------------------
 
     def log(self, event: str) -> list[dict[str, Any]]:
-        """Returns what actors wrote down: `started`, or `sample` with the weights they acted with."""
+        """Returns what actors wrote down: `started`, `held`, or `sample` with the weights they acted with."""
         path = self._actors / "log.jsonl"
         rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return [row for row in rows if row["event"] == event]
 
-    def hold(self, process: int) -> None:
-        """Lets an actor stop in its next rollout until it is killed or released."""
-        (self._actors / f"hold-{process}").touch()
+    def hold(self, algorithm: EIL, actor: int, process: int) -> Script:
+        """Lets an actor stop in its next rollout, and returns the number of its orders when it has its fill.
 
-    def release(self, process: int) -> None:
-        """Lets an actor go on."""
-        (self._actors / f"hold-{process}").unlink()
+        Whatever it answered before has arrived then, so these are the orders that go with it.
+        """
+        (self._actors / f"hold-{process}").touch()
+        while not any(row["process"] == process for row in self.log("held")):
+            algorithm = yield
+        algorithm = yield
+        while orders_with(algorithm, actor) < 2:
+            algorithm = yield
+        return orders_with(algorithm, actor)
 
     def close_the_door(self) -> None:
         """Lets actors that start from now on wait before they are built."""
@@ -208,7 +228,9 @@ def watched(folder: Path) -> type[EILEnvRunner]:
             searcher = self.module[operators].searcher
             weights = sum(float(value.detach().double().abs().sum()) for value in searcher.parameters())
             self._write({"event": "sample", "version": context["policy_version"], "weights": weights})
-            self._wait_while(f"hold-{os.getpid()}")
+            if os.path.exists(f"{place}/hold-{os.getpid()}"):
+                self._write({"event": "held"})
+                self._wait_while(f"hold-{os.getpid()}")
             result = super().sample(records=records, context=context)
             self._die_if_asked("sample")
             return result
