@@ -169,7 +169,7 @@ class SegmentationLearner(TorchLearner):
         return self.update(training_data=training_data), self.publish_weights(modules)
 
     def publish_weights(self, modules: tuple[str, ...]) -> PackedWeights:
-        """Returns the weights of modules as actors need them, copied into contiguous arrays.
+        """Returns the weights of modules as actors need them; they belong into the object store before the next update.
 
         Args:
             modules: their ids; none gives nothing.
@@ -191,7 +191,7 @@ class SegmentationLearner(TorchLearner):
         loss_of: Callable[[nn.Module, slice], torch.Tensor],
         *,
         clip_norm: float | None,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> torch.Tensor:
         """Takes one step of an optimiser on a minibatch that learners share, in `engine.gradient_accumulation` pieces.
 
@@ -202,7 +202,7 @@ class SegmentationLearner(TorchLearner):
             loss_of: from the network as it is to be called and some of this learner's rows (a slice of them) to their
                 part of the whole minibatch's loss, a scalar: a sum over rows over a denominator of all rows.
             clip_norm: largest norm of the whole gradient; None does not clip.
-            seed: of dropout.
+            seed: of dropout; None for networks without.
 
         Returns:
             This learner's part of the loss, a scalar without gradient.
@@ -213,7 +213,8 @@ class SegmentationLearner(TorchLearner):
         losses = []
         for piece in pieces:
             with self.learners.passing(network, piece, last=piece is pieces[-1]):
-                torch.manual_seed(seed)
+                if seed is not None:
+                    torch.manual_seed(seed)
                 rows = slice(piece.start - share.start, piece.stop - share.start)
                 if piece.is_split:
                     with RowsOfBatch(piece):

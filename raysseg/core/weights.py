@@ -1,9 +1,10 @@
-"""Weights on their way from a learner to actors: one contiguous array per module and dtype, copied once at each end.
+"""Weights on their way from a learner to actors: one contiguous array per module and dtype, with as few copies as there can be.
 
-    parameters and buffers ──1──▶ flat arrays ──2──▶ object store ══ once per node ══▶ read-only view ──3──▶ parameters
+    learner's parameters ──1──▶ object store ══ once per node ══▶ read-only view ──2──▶ actor's parameters
 
-1 is `pack_weights` on the learner, 2 is Ray's (or the transfer to another node), 3 is `load_weights` on every actor, straight from
-shared memory.
+1 is Ray's (on a GPU after one copy to the host), 2 is `load_weights`, straight from shared memory. Neither end gathers
+anything: parameters and buffers of a module that is published or loaded lie in one block of memory, in which they keep
+their shapes and names.
 """
 
 from __future__ import annotations
@@ -22,33 +23,40 @@ from raysseg.errors import InputError
 LAYOUT = "layout"
 """Key of the checksum of names and shapes, by which a loader knows that the arrays are its own."""
 
+_ALIGNMENT = 64
+"""Bytes at whose multiples torch itself lets tensors begin."""
+
 PackedWeights = dict[str, dict[str, np.ndarray]]
 """Of each module: by the name of a dtype, all its values of that dtype `[N]`; and `layout`, uint32 `[1]`."""
 
 
-def pack_weights(modules: Mapping[str, Any], *, inference_only: bool = True) -> PackedWeights:
-    """Copies parameters and buffers of modules into contiguous arrays.
+def pack_weights(modules: Mapping[str, Any]) -> PackedWeights:
+    """Returns parameters and buffers of modules as contiguous arrays, without what actors never use (target networks).
+
+    The arrays of a module on the CPU are its own memory: they say what the module is at the time they are read, so they
+    belong into the object store before it learns on.
 
     Args:
-        modules: by name, an RLlib `TorchRLModule` each, on any device.
-        inference_only: leave out what actors never use (`get_non_inference_attributes`, e.g. target networks).
+        modules: by name, an RLlib `TorchRLModule` each, on any device; its tensors may be moved to another place in memory.
 
     Source: design.
     """
     packed: PackedWeights = {}
     for name, module in modules.items():
-        tensors = _tensors(module, inference_only=inference_only)
-        packed[name] = {kind: _flatten(group) for kind, group in _by_dtype(tensors).items()}
+        tensors = _tensors(module)
+        packed[name] = {kind: _to_host(_block(group)) for kind, group in _by_dtype(tensors).items()}
         packed[name][LAYOUT] = _layout(tensors)
     return packed
 
 
+@torch.no_grad()
 def load_weights(modules: Mapping[str, Any], packed: Mapping[str, Mapping[str, np.ndarray]]) -> None:
     """Copies packed weights into parameters and buffers, in place; modules that are not packed stay as they are.
 
     Args:
-        modules: by name, networks of the same architecture as those that were packed.
-        packed: from `pack_weights` with `inference_only`; the arrays may be read-only.
+        modules: by name, networks of the same architecture as those that were packed; their tensors may be moved to another
+            place in memory.
+        packed: from `pack_weights`; the arrays may be read-only.
 
     Raises:
         InputError: a packed module is unknown, or has other names or shapes than its own.
@@ -60,14 +68,14 @@ def load_weights(modules: Mapping[str, Any], packed: Mapping[str, Mapping[str, n
             raise InputError(
                 f"Weights of the module '{name}' came, but the modules here are {', '.join(modules.keys())}."
             )
-        tensors = _tensors(modules[name], inference_only=True)
+        tensors = _tensors(modules[name])
         if not np.array_equal(arrays[LAYOUT], _layout(tensors)):
             raise InputError(
                 f"The weights of the module '{name}' have other names or shapes than the module here: "
                 "learner and actor were built from different settings or versions of raysseg."
             )
         for kind, group in _by_dtype(tensors).items():
-            _fill(group, arrays[kind])
+            _fill(_block(group), arrays[kind])
 
 
 def weights_bytes(packed: Mapping[str, Mapping[str, np.ndarray]]) -> int:
@@ -75,12 +83,13 @@ def weights_bytes(packed: Mapping[str, Mapping[str, np.ndarray]]) -> int:
     return sum(array.nbytes for arrays in packed.values() for array in arrays.values())
 
 
-def _tensors(module: Any, *, inference_only: bool) -> dict[str, torch.Tensor]:
-    """Returns parameters and buffers by name, those that `state_dict` has, without what actors never use."""
+def _tensors(module: Any) -> dict[str, torch.Tensor]:
+    """Returns parameters and buffers themselves by name, those that `state_dict` has, without what actors never use."""
     left_out: tuple[str, ...] = ()
-    if inference_only and isinstance(module, InferenceOnlyAPI):
+    if isinstance(module, InferenceOnlyAPI):
         left_out = tuple(f"{attribute}." for attribute in module.get_non_inference_attributes())
-    return {name: value for name, value in module.state_dict().items() if not f"{name}.".startswith(left_out)}
+    state = module.state_dict(keep_vars=True)
+    return {name: value for name, value in state.items() if not f"{name}.".startswith(left_out)}
 
 
 def _by_dtype(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[torch.Tensor]]:
@@ -90,37 +99,50 @@ def _by_dtype(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[torch.Tenso
     return groups
 
 
-def _flatten(tensors: list[torch.Tensor]) -> np.ndarray:
-    """Copies tensors of one dtype and device into one array."""
-    if tensors[0].is_cuda:
-        flat = torch.cat([tensor.flatten() for tensor in tensors])
-        return torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True).copy_(flat).numpy()
-    # NumPy's large arrays lie in huge pages and its copies go past the cache: a fraction of what torch takes for both.
-    array: np.ndarray = np.empty(sum(tensor.numel() for tensor in tensors), dtype=tensors[0].numpy().dtype)
-    for part, tensor in zip(_parts(array, tensors), tensors, strict=True):
-        np.copyto(part, tensor.numpy())
-    return array
+def _block(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Returns the block of memory `[N]` that holds tensors of one dtype and device one after the other; moves them into one where
+    they are not.
+    """
+    starts, size = _places(tensors)
+    first = tensors[0]
+    base, width = first.data_ptr(), first.element_size()
+    storage = first.untyped_storage()
+    lies_in_one = storage.nbytes() == size * width and all(
+        tensor.untyped_storage().data_ptr() == storage.data_ptr() and tensor.data_ptr() == base + start * width
+        for tensor, start in zip(tensors, starts, strict=True)
+    )
+    if lies_in_one:
+        return first.detach().as_strided((size,), (1,), 0)
+    block = torch.zeros(size, dtype=first.dtype, device=first.device)
+    for tensor, start in zip(tensors, starts, strict=True):
+        part = block[start : start + tensor.numel()].view(tensor.shape)
+        part.copy_(tensor.detach())
+        tensor.data = part
+    return block
 
 
-def _fill(tensors: list[torch.Tensor], array: np.ndarray) -> None:
-    """Copies an array into tensors of one dtype and device."""
-    if not tensors[0].is_cuda:
-        for part, tensor in zip(_parts(array, tensors), tensors, strict=True):
-            np.copyto(tensor.numpy(), part)
+def _places(tensors: list[torch.Tensor]) -> tuple[list[int], int]:
+    """Returns where each tensor starts in a block, and the block's length, in elements; each at a line of the cache."""
+    line = _ALIGNMENT // tensors[0].element_size()
+    edges = np.cumsum([0, *(-(-tensor.numel() // line) * line for tensor in tensors)]).tolist()
+    return edges[:-1], edges[-1]
+
+
+def _to_host(block: torch.Tensor) -> np.ndarray:
+    if block.is_cuda:
+        return torch.empty(block.shape, dtype=block.dtype, pin_memory=True).copy_(block).numpy()
+    return block.numpy()
+
+
+def _fill(block: torch.Tensor, array: np.ndarray) -> None:
+    """Copies an array into a block of memory."""
+    if not block.is_cuda:
+        # NumPy copies past the cache, in two thirds of the time that torch takes.
+        np.copyto(block.numpy(), array)
         return
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
-        flat = torch.from_numpy(array).to(tensors[0].device)
-    parts = flat.split([tensor.numel() for tensor in tensors])
-    torch._foreach_copy_(tensors, [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)])
-
-
-def _parts(array: np.ndarray, like: list[torch.Tensor]) -> list[np.ndarray]:
-    """Returns the parts of a flat array in the shapes of tensors."""
-    edges = np.cumsum([0, *(tensor.numel() for tensor in like)])
-    return [
-        array[start:stop].reshape(tensor.shape) for start, stop, tensor in zip(edges[:-1], edges[1:], like, strict=True)
-    ]
+        block.copy_(torch.from_numpy(array))
 
 
 def _layout(tensors: Mapping[str, torch.Tensor]) -> np.ndarray:
