@@ -1,13 +1,15 @@
 """Learners in parallel: two against one with the same minibatches, and what an update costs beside its networks.
 
     python benchmarks/learners.py                         # one thread for every learner
-    python benchmarks/learners.py --case acdc-crop --updates 3
+    python benchmarks/learners.py --case acdc-crop --updates 4
 
 Two against one: both groups are RLlib's, with their learners in processes of their own, and start from the same weights.
 They take turns on the same work, so that a busy machine slows both; an update is over when all its learners have
-answered. After every turn the losses of both are compared. Reading ahead is off, as it would give one learner a second
-core. Printed are the ratios of updates per second of the segmenter's and of the operators' update, and the largest
-relative difference between losses.
+answered. Reading ahead is off, as it would give one learner a second core. Printed are the ratios of updates per second of
+the segmenter's and of the operators' update, and how far the losses of both are apart: in the first update, which has
+the same weights, in the second, which has the first one's gradients in them, and at most in all. Untrained networks at
+a recipe's learning rate make more of rounding with every update: how much more says one learner against itself with
+the images of every minibatch in another order, where the losses should be the same.
 
 Beside the networks: every moment of an operator update, from drawing the transitions (`ReplayBuffer.sample`) to the
 answer, is given to one of three groups, in this process and with nothing read ahead.
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import itertools
 import math
 import statistics
@@ -151,36 +154,57 @@ def operator_work(bench: Bench, number: int) -> LearnerWork:
     return LearnerWork(kind="operators", records=bench.records.take(pa.array(rows)), context=context)
 
 
-def compare(bench: Bench, updates: int) -> None:
-    """Prints the ratios of updates per second, and how far the losses of both are apart."""
+def difference(found: dict[str, float], expected: dict[str, float], losses: tuple[str, ...]) -> float:
+    """Returns the largest relative difference between losses."""
+    if not all(math.isfinite(expected[loss]) for loss in losses):
+        raise SystemExit(f"a loss is not finite: {expected}")
+    return max(abs(found[loss] - expected[loss]) / abs(expected[loss]) for loss in losses)
+
+
+def turned(work: LearnerWork) -> LearnerWork:
+    """Returns the same work with its records in the opposite order."""
+    assert work.records is not None
+    backwards = work.records.take(pa.array(np.arange(work.records.num_rows)[::-1].copy()))
+    return dataclasses.replace(work, records=backwards)
+
+
+def compare(bench: Bench, kind: str, updates: int) -> None:
+    """Prints the ratio of updates per second, and how far the losses of both are apart."""
+    make, losses = KINDS[kind]
     groups: list[LearnerGroup] = []
-    for learners in (1, 2):
+    for learners in (1, 2, 1):
         config = bench.config(learners)
         groups.append(config.build_learner_group(rl_module_spec=config.get_multi_rl_module_spec()))
-    for name, make, losses in (
-        ("operators", operator_work, ("assessor_loss", "searcher_loss")),
-        ("segmenter", segmenter_work, ("loss",)),
-    ):
-        seconds: list[list[float]] = [[], []]
-        apart = 0.0
-        # The first turn warms caches up and is not timed.
-        for turn in range(updates + 1):
-            found = []
-            for group, spent in zip(groups, seconds, strict=True):
-                start = time.perf_counter()
-                found.append(group.update(training_data=make(bench, turn))[0])
-                spent.append(time.perf_counter() - start)
-            one, two = found
-            apart = max(apart, *(abs(two[loss] - one[loss]) / abs(one[loss]) for loss in losses))
-            if not all(math.isfinite(one[loss]) for loss in losses):
-                raise SystemExit(f"a loss of {name} is not finite")
-        single, double = (statistics.median(spent[1:]) for spent in seconds)
+    seconds: list[list[float]] = [[], [], []]
+    apart: list[list[float]] = [[], []]
+    # The first turn warms caches up and is not timed.
+    for turn in range(updates + 1):
+        found = []
+        for group, spent in zip(groups, seconds, strict=True):
+            work = make(bench, turn)
+            start = time.perf_counter()
+            found.append(group.update(training_data=turned(work) if group is groups[2] else work)[0])
+            spent.append(time.perf_counter() - start)
+        for other, values in zip(found[1:], apart, strict=True):
+            values.append(difference(other, found[0], losses))
+    single, double, _ = (statistics.median(spent[1:]) for spent in seconds)
+    print(
+        f"  {kind}: {1e3 * single:.0f} ms with one learner, {1e3 * double:.0f} ms with two; "
+        f"updates/s two : one {single / double:.2f}"
+    )
+    for name, values in zip(("two learners", "one, images in another order"), apart, strict=True):
         print(
-            f"  {name}: {1e3 * single:7.0f} ms with one learner, {1e3 * double:7.0f} ms with two; "
-            f"updates/s two : one {single / double:.2f}; losses apart by {apart:.1e} (relative, {updates + 1} updates)"
+            f"    losses of {name}: apart by {values[0]:.1e} in the first update, {values[1]:.1e} in the second, "
+            f"at most {max(values):.1e} in {updates + 1} (relative)"
         )
     for group in groups:
         group.shutdown()
+
+
+KINDS: dict[str, tuple[Callable[[Bench, int], LearnerWork], tuple[str, ...]]] = {
+    "operators": (operator_work, ("assessor_loss", "searcher_loss")),
+    "segmenter": (segmenter_work, ("loss",)),
+}
 
 
 # ---- beside the networks ----------------------------------------------------------------------------------------------
@@ -275,22 +299,27 @@ def main() -> None:
     parser.add_argument("--case", action="append", choices=tuple(CASES), help="default: acdc-crop and camvid-crop")
     parser.add_argument("--updates", type=int, default=5, help="timed updates of each kind (default: 5)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: fp32")
-    parser.add_argument("--only", choices=("compare", "beside"), help="one of the two measurements")
+    parser.add_argument("--batch", type=int, help="images of a minibatch, instead of the case's")
+    parser.add_argument(
+        "--only", action="append", choices=(*KINDS, "beside"), help="what to measure of this (default: all three)"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, ray {ray.__version__}, CPU, one thread for every learner, {options.precision}")
     for name in options.case or ("acdc-crop", "camvid-crop"):
-        case = CASES[name]
+        case = CASES[name]._replace(**({"batch": options.batch} if options.batch else {}))
+        wanted = options.only or (*KINDS, "beside")
         print(f"\n{name}: {case.recipe}, crop {list(case.crop)}, {case.classes} classes, minibatches of {case.batch}")
         with tempfile.TemporaryDirectory() as folder:
             bench = make_bench(case, options.precision, Path(folder))
-            if options.only != "compare":
+            if "beside" in wanted:
                 beside(bench, options.updates)
                 ahead(bench, options.updates)
-            if options.only != "beside":
-                ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=300 * 2**20)
-                compare(bench, options.updates)
-                ray.shutdown()
+            for kind in KINDS:
+                if kind in wanted:
+                    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=300 * 2**20)
+                    compare(bench, kind, options.updates)
+                    ray.shutdown()
 
 
 if __name__ == "__main__":
