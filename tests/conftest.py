@@ -11,6 +11,9 @@ import torch
 
 torch.set_num_threads(1)
 
+OBJECT_STORE_BYTES = 1 << 30
+"""Of each worker process; Ray would take a third of the memory for each."""
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
@@ -27,6 +30,13 @@ def ray_session() -> Iterator[None]:
     """One Ray for all tests of this worker process."""
     import ray
 
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+    ray.init(
+        address="local",
+        num_cpus=4,
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        ignore_reinit_error=True,
+    )
     yield
     ray.shutdown()

@@ -31,7 +31,9 @@ def cluster() -> Iterator[Cluster]:
     """A head without room for actors; what this process was connected to before is there again afterwards."""
     before = ray.is_initialized()
     ray.shutdown()
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": HEALTH})
+    made = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": HEALTH, "object_store_memory": 1 << 30}
+    )
     # Else whoever starts Ray on this machine without an address joins this cluster.
     reset_ray_address()
     ray.init(address=made.address, log_to_driver=False)
@@ -39,7 +41,13 @@ def cluster() -> Iterator[Cluster]:
     ray.shutdown()
     made.shutdown()
     if before:
-        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+        ray.init(
+            address="local",
+            num_cpus=4,
+            object_store_memory=1 << 30,
+            include_dashboard=False,
+            log_to_driver=False,
+        )
 
 
 def node_of(process: int, algorithm: EIL) -> str:
