@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +16,15 @@ torch.set_num_threads(1)
 
 OBJECT_STORE_BYTES = 1 << 30
 """Of each worker process; Ray would take a third of the memory for each."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_is_given_back() -> Iterator[None]:
+    """Frees what a file of tests held: two workers and their Ray actors have to fit into one machine."""
+    yield
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")

@@ -140,7 +140,7 @@ def test_every_action_is_played_learned_from_and_inferred_with(bench: MakeBench,
     records = one.sample()
     before = [value.clone() for value in one.learner._operators().searcher.parameters()]
     numbers = one.learn(records)
-    assert all(np.isfinite(number) for number in numbers.values())
+    assert all(np.isfinite(number).all() for name, number in numbers.items() if name != "timing")
     assert numbers["action_sensitivity"] > 0
     moved = [
         not torch.equal(old, new)
