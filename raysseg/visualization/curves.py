@@ -31,7 +31,15 @@ def figure_png(figure: Figure, *, dpi: int = 130) -> bytes:
     return buffer.getvalue()
 
 
-def _prepare(axes: Axes, *, title: str, x: str, y: str) -> None:
+def prepare_axes(axes: Axes, *, title: str, x: str, y: str) -> None:
+    """Gives axes a title, labels and the look that all figures share.
+
+    Args:
+        axes: of one panel.
+        title: above it.
+        x: label of the horizontal axis.
+        y: label of the vertical axis.
+    """
     axes.set_title(title, fontsize=11, loc="left", color="#262626")
     axes.set_xlabel(x, fontsize=9)
     axes.set_ylabel(y, fontsize=9)
@@ -126,7 +134,7 @@ def accuracy_figure(runs: Sequence[VariantRun]) -> Figure | None:
         return None
     figure, (axes,) = _panels(1, size=(7.4, 4.2))
     x, x_label = _stage_axis(runs)
-    _prepare(axes, title="mIoU on the evaluation split", x=x_label, y="mIoU (%)")
+    prepare_axes(axes, title="mIoU on the evaluation split", x=x_label, y="mIoU (%)")
     _plot_stages(axes, runs, _percent_of("miou"), x)
     _legend(axes)
     return figure
@@ -149,7 +157,7 @@ def label_figure(runs: Sequence[VariantRun]) -> Figure | None:
         return None
     figure, all_axes = _panels(len(panels))
     for axes, (key, title) in zip(all_axes, panels.items(), strict=True):
-        _prepare(axes, title=title, x="stage", y="%")
+        prepare_axes(axes, title=title, x="stage", y="%")
         _plot_stages(axes, runs, _percent_of(key), "stage")
     _legend(all_axes[0])
     return figure
@@ -240,12 +248,12 @@ def exploration_figure(run: VariantRun) -> Figure | None:
         return None
     figure, all_axes = _panels(len(panels) + int(thresholds))
     for axes, (title, keys) in zip(all_axes[int(thresholds) :], panels.items(), strict=True):
-        _prepare(axes, title=title, x="iteration", y="")
+        prepare_axes(axes, title=title, x="iteration", y="")
         _plot_series(axes, rows, keys)
         if any("reward" in key or key == "corr_q_r" for key in keys):
             axes.axhline(0.0, color="#6f6f6f", linewidth=0.8)
     if thresholds:
-        _prepare(all_axes[0], title="thresholds, mean ± sd of the images", x="stage", y="probability")
+        prepare_axes(all_axes[0], title="thresholds, mean ± sd of the images", x="stage", y="probability")
         _plot_thresholds(all_axes[0], run)
     for axes in all_axes:
         if len(axes.get_legend_handles_labels()[0]) > 1:
@@ -275,7 +283,7 @@ def training_figure(
     if not curves:
         return None
     figure, (axes,) = _panels(1, size=(7.4, 3.4))
-    _prepare(axes, title="training loss of the segmenter", x="logged step", y="cross-entropy")
+    prepare_axes(axes, title="training loss of the segmenter", x="logged step", y="cross-entropy")
     before = max((len(v) for name, v in curves.items() if name.startswith("pre-training")), default=0)
     for index, (name, losses) in enumerate(curves.items()):
         apart = name.startswith("pre-training")
@@ -348,7 +356,7 @@ def engine_figure(run: VariantRun) -> Figure | None:
     spans = _phase_spans([phases.get(row.get("iteration")) for row in rows])
     figure, all_axes = _panels(len(panels))
     for axes, (title, (unit, keys)) in zip(all_axes, panels.items(), strict=True):
-        _prepare(axes, title=title, x="minutes", y=unit)
+        prepare_axes(axes, title=title, x="minutes", y=unit)
         for phase, begin, end in spans:
             if phase == "explore":
                 axes.axvspan(minutes[begin - 1] if begin else 0.0, minutes[end - 1], color="#f1f1f1", lw=0, zorder=0)

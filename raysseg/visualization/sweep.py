@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from rich.text import Text
 
-from raysseg.visualization.curves import COLOURS, MARKERS
+from raysseg.visualization.curves import COLOURS, MARKERS, prepare_axes
 from raysseg.visualization.tables import Spread, percent, spread
 
 MAX_LINES = 8
@@ -148,17 +148,6 @@ class _Scale:
             axes.set_xlim(-0.5, len(self.values) - 0.5)
 
 
-def _style(axes: Axes, *, title: str, x: str, y: str) -> None:
-    axes.set_title(title, fontsize=10, loc="left", color="#262626")
-    axes.set_xlabel(x, fontsize=9)
-    axes.set_ylabel(y, fontsize=9)
-    axes.tick_params(labelsize=8, colors="#555555")
-    axes.grid(True, color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-
-
 def sweep_figure(
     rows: Sequence[SweepRow], key: str, keys: Mapping[str, str], metric: str, *, paper: Sequence[PaperSeries] = ()
 ) -> Figure | None:
@@ -183,7 +172,7 @@ def sweep_figure(
     grid = figure.add_gridspec(1, panels, width_ratios=[6, 4][:panels])
     all_axes = [figure.add_subplot(grid[0, index]) for index in range(panels)]
     scale = _Scale([row.values[key] for row in points])
-    _style(all_axes[0], title="measured here", x=keys[key], y=f"{metric} (%)")
+    prepare_axes(all_axes[0], title="measured here", x=keys[key], y=f"{metric} (%)")
     _draw_points(all_axes[0], points, key, keys, scale)
     for index, row in enumerate(row for row in rows if row.baseline and row.spread):
         assert row.spread is not None
@@ -228,7 +217,7 @@ def _draw_points(axes: Axes, points: Sequence[SweepRow], key: str, keys: Mapping
 def _draw_paper(axes: Axes, paper: Sequence[PaperSeries], name: str) -> None:
     scale = _Scale([value for series in paper for value in series.points])
     sources = "; ".join(dict.fromkeys(series.source for series in paper))
-    _style(axes, title="the paper", x=f"{name}\n{_wrapped(sources)}", y="mIoU (%)")
+    prepare_axes(axes, title="the paper", x=f"{name}\n{_wrapped(sources)}", y="mIoU (%)")
     for index, series in enumerate(paper):
         places = sorted((scale.place(value), miou) for value, miou in series.points.items())
         axes.plot(

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,11 +130,19 @@ def test_progress_says_nothing_without_remote_actors_and_no_drops_where_there_ar
     assert progress_fields(telemetry.snapshot()) == {"actors": "2/2", "drops": 3.0}
 
 
-def test_export_without_ray_does_nothing(telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray.is_initialized", lambda: False)
-    monkeypatch.setattr("ray.util.metrics.Gauge", None)
+@pytest.mark.parametrize("running", [False, True])
+def test_instruments_are_made_only_where_ray_runs(
+    telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch, running: bool
+) -> None:
+    shown: list[dict[str, str]] = []
+    monkeypatch.setattr("ray.is_initialized", lambda: running)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_worker_id=lambda: "worker"))
+    instruments = SimpleNamespace(show=lambda snapshot, tags: shown.append(tags))
+    monkeypatch.setattr("raysseg.core.telemetry._instruments", lambda worker: instruments)
+    tags = {"run": "r", "variant": "v", "seed": "0"}
     telemetry.snapshot()
-    telemetry.export({"run": "r", "variant": "v", "seed": "0"})
+    telemetry.export(tags)
+    assert shown == ([tags] if running else [])
 
 
 SCRAPE = """
