@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from algorithms.tiny_eil import VALUES, changed
+from commands import start
 
 import raysseg.algorithms.sweeps
 
@@ -71,15 +69,6 @@ def test_another_sweeps_folder_is_refused(sweep_file: Path, refused: Refused, tm
     assert "was made with another sweep" in refused("tune", sweep_file, "--run-dir", run_dir, "--resume")
 
 
-def start(file: Path, run_dir: Path, *options: str) -> subprocess.Popen[bytes]:
-    """Starts the tune command."""
-    command = [sys.executable, "-m", "raysseg.cli.main", "tune", str(file), "--run-dir", str(run_dir), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment.pop("RAY_ADDRESS", None)
-    log = run_dir.with_suffix(".log").open("ab")
-    return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-
-
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """The complete lines of a trial's metrics."""
     path, found = folder / "metrics.jsonl", []
@@ -96,7 +85,7 @@ def test_a_killed_sweep_keeps_what_is_finished_and_goes_on_where_it_was(sweep_fi
     run_dir = tmp_path / "run"
     log = run_dir.with_suffix(".log")
     first, second = (run_dir / "variants" / f"gamma={value}" / "seed-0" for value in ("0", "0.9"))
-    process, deadline = start(sweep_file, run_dir), time.monotonic() + LONGEST
+    process, deadline = start("tune", sweep_file, run_dir), time.monotonic() + LONGEST
     # In the middle of the second trial: its first stage is scored, its end is not written.
     while not any(row["phase"] == "evaluate" and row["stage"] == 1 for row in metrics(second)):
         assert process.poll() is None, log.read_text()[-3000:]
@@ -111,7 +100,7 @@ def test_a_killed_sweep_keeps_what_is_finished_and_goes_on_where_it_was(sweep_fi
     # Resumed from a parent folder that has another name.
     moved = tmp_path / "moved"
     run_dir.rename(moved)
-    resumed = start(sweep_file, moved, "--resume")
+    resumed = start("tune", sweep_file, moved, "--resume")
     assert resumed.wait(LONGEST) == 0, moved.with_suffix(".log").read_text()[-3000:]
     first, second = (moved / folder.relative_to(run_dir) for folder in (first, second))
     assert (first / "timings.jsonl").read_text() == timings[run_dir / first.relative_to(moved)]
