@@ -158,12 +158,15 @@ class AsynchronousLoop(Generic[Plan]):
         while self._done < target:
             if should_stop():
                 target = self._sent
-            self._give_orders()
-            self._send_work(target)
-            finished = self._learner.collect()
-            for done in finished:
+            # What is done frees slots, so it comes before new orders, and new orders before any waiting.
+            for done in self._learner.collect():
                 numbers.append(self._finish(done))
-            busy = self._learner.is_local and bool(finished)
+            if self._done >= target:
+                break
+            self._give_orders()
+            before = self._sent
+            self._send_work(target)
+            busy = self._learner.is_local and self._sent > before
             for answer in self._pool.receive(0.0 if busy else 0.25, also=self._learner.references):
                 self._take(answer)
             self._repeat_overdue()

@@ -219,6 +219,12 @@ def test_the_learner_is_busy_when_actors_keep_up() -> None:
     assert world.idle / world.learner_free < 0.05
 
 
+def test_one_actor_that_is_just_fast_enough_keeps_the_learner_busy() -> None:
+    world = World(actors=1, rollout=0.4, update=0.5)
+    make(world, updates=100).run(100)
+    assert world.idle / world.learner_free < 0.05
+
+
 def test_slots_bound_what_is_ahead_and_so_the_lag() -> None:
     for ahead in (1, 2, 4):
         world = World(actors=3, rollout=0.1, update=1.0)
