@@ -1,0 +1,187 @@
+"""RALIS' settings, with the paper's defaults, and its RLlib configuration. [P]: the paper's word, [C]: only in the authors'
+code, [R]: reconstruction.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+from raysseg.configuration import Settings
+from raysseg.core.config import SegmentationConfig, any_space
+from raysseg.core.settings import MethodSettings, OptimiserSettings, ReplaySettings, TrainingSettings
+from raysseg.data.augmentation import AugmentationSettings
+
+UNVARIED = AugmentationSettings(scale=(1.0, 1.0), flip=0.0, rotation=0.0, crop=None)
+Policy = Literal["none", "uniform", "entropy", "bald", "margin", "coreset", "query", "full"]
+Pooling = Literal["min", "mean", "max"]
+
+
+class SetsOptions(Settings):
+    """How the training split is cut into the paper's sets, each image in one of them."""
+
+    state: int = Field(10, ge=1, description="[P] |D_S|: images whose regions are the state")
+    play: int = Field(100, ge=2, description="[P] |D_T|: images on which the labelling game is played (CamVid)")
+    start: int = Field(
+        20, ge=1, description="[R] of D_T: images whose labels train the segmenter that every played episode starts with"
+    )
+    reward: int = Field(80, ge=1, description="[R] |D_R|: images on which the reward is measured; [C] CamVid's val set")
+
+    @model_validator(mode="after")
+    def _possible(self) -> SetsOptions:
+        if self.start >= self.play:
+            raise ValueError(f"start is {self.start} but play is {self.play}: D_T keeps at least one image to play on")
+        return self
+
+
+class RegionOptions(Settings):
+    """The grid of regions and what is known of each (Sec. 3.2, 3.3)."""
+
+    rows: int = Field(4, ge=1, description="[C] regions over the height; CamVid 4, Cityscapes 8")
+    columns: int = Field(6, ge=1, description="[C] regions over the width; CamVid 6, Cityscapes 16")
+    entropy_poolings: tuple[Pooling, ...] = Field(
+        ("min", "mean", "max"), min_length=1, description="[P] of the entropy map; Table 2 has max alone"
+    )
+    entropy_cells: int = Field(8, ge=1, description="[C] cells over a region's height and width after the pooling")
+    divergences: bool = Field(True, description="[P] whether an action carries the two histograms of KL divergences")
+    divergence_bins: int = Field(32, ge=2, description="[C] bins of each histogram")
+    divergence_limit: float = Field(
+        16.0, gt=0, description="[R] upper edge of the last bin in nats; the edges are fixed, those of [C] move"
+    )
+    smoothing: float = Field(1e-7, gt=0, lt=1, description="[C] share of a class that does not occur")
+
+    @model_validator(mode="after")
+    def _no_pooling_twice(self) -> RegionOptions:
+        if len(set(self.entropy_poolings)) < len(self.entropy_poolings):
+            raise ValueError(f"entropy_poolings lists one twice: {list(self.entropy_poolings)}")
+        return self
+
+    @property
+    def count(self) -> int:
+        """Regions of one image."""
+        return self.rows * self.columns
+
+    def state_features(self, num_classes: int) -> int:
+        """Numbers that describe a region of D_S: class shares and pooled entropies."""
+        return num_classes + len(self.entropy_poolings) * self.entropy_cells**2
+
+    def action_features(self, num_classes: int) -> int:
+        """Numbers that describe a candidate: those of a state's region and both histograms."""
+        return self.state_features(num_classes) + (2 * self.divergence_bins if self.divergences else 0)
+
+
+class SegmenterStepOptions(Settings):
+    """How the segmenter is trained within an episode, on the newest regions of every step (Sec. 3.1)."""
+
+    scope: Literal["all", "decoder"] = Field(
+        "all", description="[P] all of the segmenter; [R] its decoder alone, on encoder maps that are computed once"
+    )
+    passes: int = Field(1, ge=1, description="[P] passes over the newest regions")
+    batch_size: int = Field(32, ge=1, description="[C] regions per update")
+    optimiser: OptimiserSettings = Field(
+        OptimiserSettings(learning_rate=1e-3, momentum=0.95, weight_decay=1e-4, schedule="constant", clip_norm=4.0),
+        description="[C] SGD 1e-3, 0.95, 1e-4, largest gradient norm 4",
+    )
+    head_multiplier: float = Field(1.0, gt=0, description="[C] one learning rate for all layers")
+    augmentation: AugmentationSettings = Field(
+        AugmentationSettings(scale=(1.0, 1.0), flip=0.5, rotation=0.0, crop=None),
+        description="[R] flips; [C] crops of 224 around the region as well",
+    )
+
+
+class LearningOptions(Settings):
+    """How the query network learns (Sec. 3.4)."""
+
+    episodes: int = Field(100, ge=1, description="[C] episodes played on D_T; Cityscapes 50")
+    budget: int = Field(480, ge=1, description="[C] regions that one played episode labels; Cityscapes 3840")
+    pool_size: int = Field(20, ge=1, description="[C] N in played episodes")
+    updates_per_step: float = Field(1.0, gt=0, description="[C] updates of the query network per step of an episode")
+    batch_size: int = Field(16, ge=1, description="[C] transitions per update")
+    gamma: float = Field(0.999, ge=0, le=1, description="[C] discount")
+    double_q: Literal["standard", "paper"] = Field(
+        "standard",
+        description="[C] chosen by the query network, valued by the target; [P] the text says the reverse (Eq. 3)",
+    )
+    loss: Literal["squared", "huber"] = Field("squared", description="[P] Eq. 2; [C] has Huber")
+    target: Literal["hard", "soft"] = Field("hard", description="[C] copies of the query network")
+    target_interval: int = Field(5, ge=1, description="[C] updates between two copies; used by 'hard'")
+    target_rate: float = Field(0.005, gt=0, le=1, description="[R] share per update; used by 'soft'")
+    epsilon_start: float = Field(0.9, ge=0, le=1, description="[C]")
+    epsilon_end: float = Field(0.05, ge=0, le=1, description="[C]")
+    epsilon_decay: float = Field(
+        10.0, gt=0, description="[C] steps after which exploration has fallen by 1/e, over all episodes"
+    )
+    epsilon_coin: Literal["step", "region"] = Field("step", description="[C] one coin for all pools of a step")
+    reward_scale: float = Field(100.0, gt=0, description="[C] rewards in points of mIoU")
+    optimiser: OptimiserSettings = Field(
+        OptimiserSettings(learning_rate=1e-3, momentum=0.95, weight_decay=1e-3, schedule="cosine"),
+        description="[C] SGD 1e-3, 0.95, 1e-3; [R] the schedule, over all updates: that of [C] ends after 5 episodes",
+    )
+    replay: ReplaySettings = Field(ReplaySettings(capacity=600), description="[C] 600 regions; Cityscapes 3200")
+
+
+class RALISOptions(Settings):
+    """The labelling game of RALIS, and every baseline of its tables."""
+
+    policy: Policy = Field("query", description="who chooses one region of every pool; all but query are baselines")
+    sets: SetsOptions = SetsOptions()
+    regions: RegionOptions = RegionOptions()
+    per_step: int = Field(24, ge=1, description="[P] K: regions labelled per step; Cityscapes 256")
+    pool_size: int = Field(10, ge=1, description="[C] N when D_V is labelled; Cityscapes 100")
+    budgets: tuple[int, ...] = Field(
+        (480, 960), min_length=1, description="[C] regions of D_V after which the segmenter is trained and scored"
+    )
+    dropout_passes: int = Field(20, ge=2, description="[C] passes with dropout of the policy 'bald'")
+    dropout: float = Field(
+        0.5, gt=0, lt=1, description="[C] before the classifier for the policy 'bald', in training too [R]"
+    )
+    episode: SegmenterStepOptions = SegmenterStepOptions()
+    learning: LearningOptions = LearningOptions()
+
+    @model_validator(mode="after")
+    def _possible(self) -> RALISOptions:
+        if any(later <= earlier for earlier, later in zip(self.budgets, self.budgets[1:], strict=False)):
+            raise ValueError(f"budgets must rise, not {list(self.budgets)}")
+        for name, budget in [("learning.budget", self.learning.budget), *(("budgets", one) for one in self.budgets)]:
+            if budget % self.per_step:
+                raise ValueError(f"{name} is {budget}, which is not a multiple of per_step, {self.per_step}")
+        played = (self.sets.play - self.sets.start) * self.regions.count
+        if self.learning.budget > played:
+            raise ValueError(
+                f"learning.budget is {self.learning.budget}, but the {self.sets.play - self.sets.start} images of D_T "
+                f"that are played on have {played} regions"
+            )
+        if self.learning.replay.shards:
+            raise ValueError("learning.replay.shards has no effect: states are shared by transitions in one process")
+        if self.episode.scope == "decoder" and self.episode.augmentation != UNVARIED:
+            raise ValueError("episode.scope 'decoder' computes encoder maps once, so episode.augmentation must be off")
+        return self
+
+    @property
+    def learns(self) -> bool:
+        """Whether a query network is trained at all."""
+        return self.policy == "query"
+
+    @property
+    def labels(self) -> bool:
+        """Whether regions of D_V are labelled."""
+        return self.policy not in ("none", "full")
+
+
+class RALISSettings(MethodSettings):
+    """Everything that one trained variant of RALIS needs.
+
+    `training` trains the segmenter on whole label maps: `pretrain_epochs` on D_T (theta_0; a third of them on its start part
+    before, for played episodes), `stage_epochs` after each budget, on D_T and the labelled regions of D_V.
+    """
+
+    method: Literal["ralis"] = "ralis"
+    ralis: RALISOptions = RALISOptions()
+
+    @model_validator(mode="after")
+    def _no_scribbles(self) -> RALISSettings:
+        if self.data.scribbles != "none":
+            raise ValueError(f"data.scribbles is '{self.data.scribbles}', but RALIS labels regions: use 'none'")
+        return self
