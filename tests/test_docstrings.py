@@ -16,7 +16,7 @@ from torch import Tensor
 import raysseg.functional
 
 SHAPE = re.compile(r"\[(?:\.\.\.|[A-Za-z0-9+]+(?:, [A-Za-z0-9+]+)*)\]")
-SOURCE = re.compile(r"^\s*Source: .*(?:Eq\. \d|Table \d|\breconstruction\b|EIL, )", re.MULTILINE)
+SOURCE = re.compile(r"^\s*Source: .*(?:Eq\. \d|Table \d|\breconstruction\b|EIL, |RALIS, )", re.MULTILINE)
 
 
 def complaints(function: Callable[..., Any]) -> list[str]:
@@ -57,7 +57,14 @@ def test_a_public_function_is_documented_and_exported(function: Callable[..., An
 
 def test_the_walk_finds_the_functions() -> None:
     names = {function.__name__ for function in public_functions()}
-    assert {"infer_labels", "contrastive_reward", "operator_planes", "soft_update", "mix"} <= names
+    assert {
+        "infer_labels",
+        "contrastive_reward",
+        "operator_planes",
+        "soft_update",
+        "mix",
+        "divergence_histograms",
+    } <= names
 
 
 def test_what_lacks_is_noticed() -> None:

@@ -1,8 +1,11 @@
 """The methods' equations as pure tensor functions: batched, on any device, torch alone."""
 
+from raysseg.functional.acquisition import BaldSums, add_bald_pass, bald_map, greedy_cover, margin_map
 from raysseg.functional.constants import MAX_CLASSES, PADDING, UNLABELLED
 from raysseg.functional.counting import count_indices
 from raysseg.functional.ddpg import assessor_loss, bootstrap_target, explore, searcher_loss, soft_update
+from raysseg.functional.divergence import divergence_histograms, kl_matrix
+from raysseg.functional.double_q import double_q_targets, q_loss
 from raysseg.functional.label_inference import (
     candidates,
     dilate_classes,
@@ -13,6 +16,14 @@ from raysseg.functional.label_inference import (
     within_window,
 )
 from raysseg.functional.random import mix, normal, uniform
+from raysseg.functional.regions import (
+    class_shares,
+    cut_regions,
+    entropy_map,
+    label_shares,
+    pooled_entropies,
+    region_means,
+)
 from raysseg.functional.reward import (
     ContrastiveReward,
     cell_counts,
@@ -37,33 +48,48 @@ __all__ = [
     "MAX_CLASSES",
     "PADDING",
     "UNLABELLED",
+    "BaldSums",
     "ContrastiveReward",
+    "add_bald_pass",
     "assessor_loss",
+    "bald_map",
     "bootstrap_target",
     "candidates",
     "cell_counts",
     "cell_index",
     "class_centres",
     "class_reliability",
+    "class_shares",
     "confidence_histogram",
     "contrastive_reward",
     "correlation",
     "count_indices",
+    "cut_regions",
     "dilate_classes",
     "distance",
+    "divergence_histograms",
+    "double_q_targets",
+    "entropy_map",
     "expand_thresholds",
     "explore",
+    "greedy_cover",
     "infer_labels",
     "infer_labels_from_mask",
     "infer_labels_oracle",
+    "kl_matrix",
     "label_precision",
+    "label_shares",
+    "margin_map",
     "mix",
     "moving_average",
     "normal",
     "operator_planes",
     "pixel_reliability",
     "plane_count",
+    "pooled_entropies",
+    "q_loss",
     "quantiles_from_histogram",
+    "region_means",
     "reliability",
     "searcher_loss",
     "select_labels",
