@@ -26,17 +26,16 @@ import ray
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 
-from raysseg.core import rollout
 from raysseg.core.actor_pool import ActorPool
 from raysseg.core.asynchronous import AsynchronousLoop, Plan
 from raysseg.core.learner_client import LearnerClient
 from raysseg.core.modules import SEGMENTER, SegmenterModule
 from raysseg.core.replay_shards import Replay
-from raysseg.core.seeding import draw_order, draw_seeds
+from raysseg.core.segmenter_phase import SegmenterPhase
 from raysseg.core.settings import MethodSettings
 from raysseg.core.synchronous import SynchronousLoop
 from raysseg.core.telemetry import Telemetry
-from raysseg.core.work import LearnerWork, cut_minibatches
+from raysseg.core.work import LearnerWork
 from raysseg.data.label_store import LabelStore
 from raysseg.data.store import Store
 from raysseg.evaluation import Scores
@@ -61,6 +60,15 @@ class SegmentationAlgorithm(Algorithm, abc.ABC):
     """
 
     settings: MethodSettings
+    summary_numbers: tuple[str, ...] = (
+        "split",
+        "images",
+        "miou",
+        "per_class_iou",
+        "pixel_accuracy",
+        "mean_foreground_dice",
+    )
+    """What a run's summary takes over from its last evaluation."""
 
     def setup(self, config: Any) -> None:
         """Builds actors and learner, and starts at the first phase."""
@@ -240,14 +248,12 @@ class SegmentationAlgorithm(Algorithm, abc.ABC):
     # ---- phases that every method has -------------------------------------------------------------------------------
 
     def run_pretrain(self, position: Position) -> tuple[dict[str, Any], int, bool]:
-        """Trains the segmenter on the scribbles, some updates of it."""
-        return self._train_segmenter(position, self.settings.training.pretrain_epochs, first_epoch=0)
+        """Trains the segmenter before the first stage, some updates of it."""
+        return self.train_segmenter(position, self.segmenter_phase(position))
 
     def run_refine(self, position: Position) -> tuple[dict[str, Any], int, bool]:
-        """Trains the segmenter on the current label version for the epochs of one stage, some updates of it."""
-        training = self.settings.training
-        first_epoch = training.pretrain_epochs + (position.stage - 1) * training.stage_epochs
-        return self._train_segmenter(position, training.stage_epochs, first_epoch=first_epoch)
+        """Trains the segmenter on the labels of one stage, some updates of it."""
+        return self.train_segmenter(position, self.segmenter_phase(position))
 
     @property
     @abc.abstractmethod
@@ -259,52 +265,41 @@ class SegmentationAlgorithm(Algorithm, abc.ABC):
         """The label version that the segmenter is trained on."""
         return self.label_version
 
-    def _train_segmenter(
-        self, position: Position, epochs: int, *, first_epoch: int
-    ) -> tuple[dict[str, Any], int, bool]:
-        """Does the next `updates_per_iteration` segmenter updates; a step is one update.
+    def segmenter_phase(self, position: Position) -> SegmenterPhase:
+        """Returns what `pretrain` or `refine` trains the segmenter on: here all rows, on the current label version.
 
         The schedule spans the run, or all stages.
         """
-        training, start = self.settings.training, time.perf_counter()
-        count = len(self.train_keys)
+        training, count = self.settings.training, len(self.train_keys)
+        refine = position.phase == "refine"
         per_epoch = -(-count // training.batch_size)
-        steps = min(self.settings.engine.updates_per_iteration, epochs * per_epoch - position.step)
-        if steps <= 0:
-            return {"epoch": first_epoch, "loss": None}, 0, True
-        rows, seeds, ends = [], [], []
-        for update in range(position.step, position.step + steps):
-            epoch, batch = divmod(update, per_epoch)
-            part = slice(batch * training.batch_size, min((batch + 1) * training.batch_size, count))
-            where = ("segmenter", first_epoch + epoch)
-            rows.append(draw_order(self.settings.seed, *where, count=count)[part])
-            seeds.append(draw_seeds(self.settings.seed, *where, count=count)[part])
-            if part.stop == count:
-                ends.append(sum(len(r) for r in rows))
-        restart = training.refine_learning_rate is not None and position.phase == "refine"
-        origin = training.pretrain_epochs if restart else 0
-        horizon = (
-            self.num_stages * training.stage_epochs
-            if restart
-            else training.pretrain_epochs
-            + (0 if training.refine_learning_rate is not None else self.num_stages * training.stage_epochs)
+        first_epoch = training.pretrain_epochs + (position.stage - 1) * training.stage_epochs if refine else 0
+        restart = refine and training.refine_learning_rate is not None
+        later = self.num_stages * training.stage_epochs
+        before = 0 if restart else training.pretrain_epochs
+        return SegmenterPhase(
+            rows=np.arange(count),
+            version=self.training_version,
+            updates=(training.stage_epochs if refine else training.pretrain_epochs) * per_epoch,
+            first_epoch=first_epoch,
+            first_update=(first_epoch - (training.pretrain_epochs if restart else 0)) * per_epoch,
+            total_updates=(before + (later if restart or training.refine_learning_rate is None else 0)) * per_epoch,
+            learning_rate=(training.refine_learning_rate if restart else None) or training.optimiser.learning_rate,
         )
-        context = {
-            "version": self.training_version,
-            "first_update": (first_epoch - origin) * per_epoch + position.step,
-            "total_updates": horizon * per_epoch,
-            "learning_rate": training.refine_learning_rate if restart else training.optimiser.learning_rate,
-            "epoch_ends": ends,
-            "seed": self.settings.seed,
-        }
-        records = rollout.order(np.concatenate(rows), np.concatenate(seeds))
-        minibatches = cut_minibatches(records.num_rows, training.batch_size, ends)
-        work = LearnerWork(kind="segmenter", records=records, context=context, minibatches=minibatches)
+
+    def train_segmenter(self, position: Position, phase: SegmenterPhase) -> tuple[dict[str, Any], int, bool]:
+        """Does the next `updates_per_iteration` updates of a phase of the segmenter; a step is one update."""
+        training, start = self.settings.training, time.perf_counter()
+        steps = min(self.settings.engine.updates_per_iteration, phase.updates - position.step)
+        if steps <= 0:
+            return {"epoch": phase.first_epoch, "loss": None}, 0, True
+        work = phase.work(position.step, steps, training, self.settings.seed)
+        assert work.records is not None
         numbers = self.learn(work)
         self.segmenter_version += steps
-        self.images_per_second = sum(len(r) for r in rows) / (time.perf_counter() - start)
-        over = position.step + steps >= epochs * per_epoch
-        return {"epoch": first_epoch + (position.step + steps) / per_epoch, **numbers}, steps, over
+        self.images_per_second = work.records.num_rows / (time.perf_counter() - start)
+        done = position.step + steps
+        return {"epoch": phase.epoch_after(done, training.batch_size), **numbers}, steps, done >= phase.updates
 
     def run_evaluate(self, position: Position) -> tuple[dict[str, Any], int, bool]:
         """Scores the segmenter on the validation split, spread over the actors."""
@@ -340,6 +335,15 @@ class SegmentationAlgorithm(Algorithm, abc.ABC):
         state = self.learner_group.get_state(components=f"learner/rl_module/{SEGMENTER}")
         built.set_state(state["learner"]["rl_module"][SEGMENTER])
         return built
+
+    def export(self, folder: Path) -> SegmenterModule:
+        """Writes everything of a finished run that is used without its training, and returns the segmenter's module."""
+        module = self.export_module()
+        module.export(folder / SEGMENTER)
+        return module
+
+    def draw_pictures(self, module: SegmenterModule, folder: Path) -> None:
+        """Draws what a finished run is to show into a folder, which may not exist yet; nothing here."""
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 

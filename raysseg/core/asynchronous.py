@@ -273,7 +273,7 @@ class AsynchronousLoop(Generic[Plan]):
             update = self._sent
             work = self._drawn[1] if self._drawn is not None and self._drawn[0] == update else self.plan.work(update)
             self._drawn = None
-            if self._engine.prefetch and update + 1 < self._updates:
+            if self._engine.prefetch and not work.minibatches and update + 1 < self._updates:
                 self._drawn = (update + 1, self.plan.work(update + 1))
                 work.upcoming = self._drawn[1].records
             assert work.records is not None

@@ -76,7 +76,7 @@ class SegmentationLearner(TorchLearner):
         super().build()
         self.workspace = Workspace(config.settings, config.store_uri, config.labels_uri, self._device)
         self.prefetch: Prefetcher[Preparation, Any] = Prefetcher(self._prepare, engine.prefetch, self._device)
-        self._class_weights: tuple[int, torch.Tensor | None] = (-2, None)
+        self._class_weights: tuple[int, torch.Tensor, torch.Tensor] | None = None
         self._last_end = time.perf_counter()
 
     def shutdown(self) -> None:
@@ -245,6 +245,7 @@ class SegmentationLearner(TorchLearner):
         learning_rate: float,
         epoch_ends: list[int],
         seed: int,
+        rows: np.ndarray | None = None,
     ) -> dict[str, Any]:
         """Trains the segmenter on a label version (Eq. 14): cross-entropy over labelled pixels.
 
@@ -256,6 +257,7 @@ class SegmentationLearner(TorchLearner):
             learning_rate: at the start of that schedule.
             epoch_ends: numbers of records after which an epoch ends.
             seed: of dropout.
+            rows: int64 `[N]` of the training split, which class weights are counted over; None: all of them.
 
         Returns:
             `loss` (mean over minibatches), `learning_rate`, `labelled_pixels` (mean per image).
@@ -264,7 +266,7 @@ class SegmentationLearner(TorchLearner):
             NonFiniteError: with the keys of the first minibatch whose loss is not finite.
         """
         training, optimiser = self.settings.training, self.get_optimizer(SEGMENTER, "segmenter")
-        module, weight, rate = self._segmenter_module(), self._class_weight(version), 0.0
+        module, weight, rate = self._segmenter_module(), self._class_weight(version, rows), 0.0
         minibatches = work.own_minibatches()
         batches = self.prefetch.each(
             Preparation(kind="segmenter", records=one.records, version=version) for one in minibatches
@@ -341,21 +343,26 @@ class SegmentationLearner(TorchLearner):
         optimiser = self.get_optimizer(SEGMENTER, "segmenter")
         return self.descend("online", optimiser, share, loss_of, clip_norm=clip_norm, seed=seed), labelled
 
-    def _class_weight(self, version: int) -> torch.Tensor | None:
-        """Returns the class weights `[K]` of a label version, mean 1 over its classes, or None for the plain loss."""
+    def _class_weight(self, version: int, rows: np.ndarray | None = None) -> torch.Tensor | None:
+        """Returns the class weights `[K]` of rows under a label version, mean 1 over their classes, or None for the plain
+        loss.
+        """
         power = self.settings.training.class_balance_power
         if power == 0.0:
             return None
-        if self._class_weights[0] != version:
-            counts = self.prefetch.now(lambda: self._count_classes(version))
+        counted = torch.arange(len(self.workspace.train.keys)) if rows is None else torch.tensor(rows)
+        if self._class_weights is None or not (
+            self._class_weights[0] == version and torch.equal(self._class_weights[1], counted)
+        ):
+            counts = self.prefetch.now(lambda: self._count_classes(version, counted))
             weight = torch.where(counts > 0, (counts / counts.sum()).clamp(min=1e-9) ** -power, 0.0)
-            self._class_weights = (version, (weight / weight[counts > 0].mean()).float())
-        return self._class_weights[1]
+            self._class_weights = (version, counted, (weight / weight[counts > 0].mean()).float())
+        return self._class_weights[2]
 
-    def _count_classes(self, version: int) -> torch.Tensor:
-        """Counts the pixels of each class in the training split under a label version, float64 `[K]`."""
+    def _count_classes(self, version: int, rows: torch.Tensor) -> torch.Tensor:
+        """Counts the pixels of each class in rows of the training split under a label version, float64 `[K]`."""
         counts = torch.zeros(256, dtype=torch.float64, device=self._device)
-        for part in torch.arange(len(self.workspace.train.keys), device=self._device).split(64):
+        for part in rows.split(64):
             counts += torch.bincount(self.workspace.train.labels(part, version).flatten().long(), minlength=256)
         return counts[: self.workspace.num_classes]
 

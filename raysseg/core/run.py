@@ -16,8 +16,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 import yaml
 from ray.exceptions import RayActorError
 
@@ -29,17 +27,10 @@ from raysseg.core.config import SegmentationConfig
 from raysseg.core.interruption import StopRequest
 from raysseg.core.learner_client import lost_process
 from raysseg.core.metrics_writer import MetricsWriter, write_atomically
-from raysseg.core.modules import SEGMENTER
 from raysseg.core.progress import ProgressListener, Silent
 from raysseg.core.settings import MethodSettings
 from raysseg.core.telemetry import progress_fields
-from raysseg.core.workspace import choose_device
-from raysseg.data.augmentation import normalise
-from raysseg.data.sample import DatasetInfo
 from raysseg.errors import InputError, LearnerLostError, Stopped
-from raysseg.functional.constants import UNLABELLED
-from raysseg.segmenters import upsample_logits
-from raysseg.visualization import EvolutionRow, evolution_sheet
 
 PACKAGES = (
     "raysseg",
@@ -52,7 +43,6 @@ PACKAGES = (
     "gymnasium",
     "numpy",
 )
-EVOLUTION_SAMPLES = 3
 DATASET_FILE = "dataset.json"
 """Beside a variant's settings: the classes it tells apart and where its data was."""
 
@@ -216,14 +206,13 @@ def _finish(algorithm: SegmentationAlgorithm, folder: Path, writer: MetricsWrite
     there.
     """
     settings = algorithm.settings
-    module = algorithm.export_module()
-    module.export(folder / SEGMENTER)
+    module = algorithm.export(folder)
     dataset = {"store": algorithm.store.uri, "info": dataclasses.asdict(algorithm.store.info)}
     write_atomically(folder / DATASET_FILE, json.dumps(dataset, indent=1))
     stages = [row for row in writer.records() if row["phase"] == "evaluate"]
     last = stages[-1] if stages else {}
     if stages:
-        draw_evolution(algorithm, module.online, folder / "pictures")
+        algorithm.draw_pictures(module, folder / "pictures")
     info = algorithm.store.info
     summary = {
         "method": settings.method,
@@ -231,19 +220,7 @@ def _finish(algorithm: SegmentationAlgorithm, folder: Path, writer: MetricsWrite
         "variant": settings.variant,
         "seed": settings.seed,
         "class_names": list(info.class_names),
-        **{
-            name: last.get(name)
-            for name in (
-                "split",
-                "images",
-                "miou",
-                "per_class_iou",
-                "pixel_accuracy",
-                "mean_foreground_dice",
-                "labelled_share",
-                "label_precision",
-            )
-        },
+        **{name: last.get(name) for name in algorithm.summary_numbers},
         "wall_seconds": algorithm.elapsed,
         "stages": stages,
         "complete": True,
@@ -251,46 +228,6 @@ def _finish(algorithm: SegmentationAlgorithm, folder: Path, writer: MetricsWrite
     write_atomically(folder / "summary.json", json.dumps(summary, indent=1))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return summary
-
-
-def draw_evolution(algorithm: SegmentationAlgorithm, segmenter: torch.nn.Module, folder: Path) -> None:
-    """Draws how the label maps of a few training images grew from stage to stage, with the final prediction (as in
-    EIL's Fig. 3).
-    """
-    store, versions = algorithm.store, algorithm.label_store.versions()
-    info: DatasetInfo = store.info
-    device = choose_device(torch.cuda.device_count())
-    network = segmenter.to(device).eval()
-    rows = []
-    for key in _telling_samples(algorithm):
-        image, scribble = store.image(key), store.scribble(key)
-        assert scribble is not None
-        pixels = torch.tensor(np.asarray(image)).permute(2, 0, 1)[None].to(device).float()
-        with torch.inference_mode():
-            logits = upsample_logits(network(normalise(pixels)).logits.float(), (image.shape[0], image.shape[1]))
-        rows.append(
-            EvolutionRow(
-                image=np.asarray(image),
-                maps=[scribble, *(algorithm.label_store.label(number, key) for number in versions)],
-                titles=["scribbles", *(f"stage {number}" for number in versions)],
-                truth=store.label(key),
-                prediction=logits.argmax(1)[0].to(torch.uint8).cpu().numpy(),
-            )
-        )
-    network.cpu()
-    if rows:
-        folder.mkdir(parents=True, exist_ok=True)
-        evolution_sheet(rows, info.palette, class_names=info.class_names).save(folder / "evolution.png")
-
-
-def _telling_samples(algorithm: SegmentationAlgorithm) -> list[str]:
-    """Returns the keys of the training images with the most classes among the first ones that have scribbles."""
-    found = []
-    for key in algorithm.train_keys[:64]:
-        scribble = algorithm.store.scribble(key)
-        if scribble is not None:
-            found.append((-len(np.setdiff1d(scribble, [UNLABELLED])), key))
-    return [key for _, key in sorted(found)[:EVOLUTION_SAMPLES]]
 
 
 def read_settings(folder: Path, model: type[MethodSettings]) -> MethodSettings:

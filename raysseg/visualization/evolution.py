@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from raysseg.errors import InputError
 from raysseg.functional.constants import PADDING, UNLABELLED
-from raysseg.visualization.overlay import Palette, colour_map
+from raysseg.visualization.overlay import Palette, colour_map, overlay
 
 PANEL_WIDTH = 240
 """Pixels that a panel has at most after scaling up, and at least after scaling down."""
@@ -23,6 +23,8 @@ GAP = 8
 CAPTION_HEIGHT = 26
 LEGEND_LINE = 26
 SWATCH = 16
+OVERLAY_ALPHA = 0.65
+"""Weight of the class colours in maps that are laid over the image."""
 INK = (38, 38, 38)
 FRAME = (190, 190, 190)
 
@@ -32,7 +34,7 @@ class EvolutionRow:
     """One sample of an evolution sheet.
 
     image: uint8 `[H, W, 3]`; maps: uint8 `[H, W]` each, the scribble map first; titles: one caption per map;
-    truth, prediction: uint8 `[H, W]` or None.
+    truth, prediction: uint8 `[H, W]` or None; over_image: the maps are laid over the image, dimmed where they say nothing.
     """
 
     image: np.ndarray
@@ -40,6 +42,7 @@ class EvolutionRow:
     titles: Sequence[str]
     truth: np.ndarray | None = None
     prediction: np.ndarray | None = None
+    over_image: bool = False
 
     def label_panels(self) -> list[tuple[str, np.ndarray]]:
         """Caption and label map of every panel right of the image."""
@@ -99,7 +102,13 @@ def _fitting(text: str, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
 def _paint_strip(row: EvolutionRow, palette: Palette, *, captions: bool) -> Image.Image:
     titles = ["image"] + [title for title, _ in row.label_panels()]
     panels = [_scaled(row.image, labels=None, palette=palette)]
-    panels += [_scaled(row.image, labels=labels, palette=palette) for _, labels in row.label_panels()]
+    for index, (_, labels) in enumerate(row.label_panels()):
+        if row.over_image and index < len(row.maps):
+            panels.append(
+                _scaled(overlay(row.image, labels, palette, alpha=OVERLAY_ALPHA), labels=None, palette=palette)
+            )
+        else:
+            panels.append(_scaled(row.image, labels=labels, palette=palette))
     panel_width, panel_height = panels[0].size
     top = CAPTION_HEIGHT if captions else 0
     strip = Image.new("RGB", (len(panels) * (panel_width + GAP) - GAP, top + panel_height), "white")

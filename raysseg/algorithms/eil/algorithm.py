@@ -17,13 +17,16 @@ from raysseg.algorithms.eil.plan import ExplorationPlan
 from raysseg.algorithms.eil.stages import stage_numbers
 from raysseg.core import rollout
 from raysseg.core.algorithm import DONE, Position, SegmentationAlgorithm
-from raysseg.core.modules import SEGMENTER
+from raysseg.core.modules import SEGMENTER, SegmenterModule
+from raysseg.core.pictures import draw_label_maps
 from raysseg.core.replay_shards import Replay, make_replay
 from raysseg.core.seeding import draw_seeds
 from raysseg.data.label_store import LabelRow
+from raysseg.functional.constants import UNLABELLED
 from raysseg.functional.selection import moving_average, quantiles_from_histogram
 
 HISTOGRAM_BINS = 10_000
+EVOLUTION_SAMPLES = 3
 
 
 class EIL(SegmentationAlgorithm):
@@ -34,6 +37,7 @@ class EIL(SegmentationAlgorithm):
     """
 
     settings: EILSettings
+    summary_numbers = (*SegmentationAlgorithm.summary_numbers, "labelled_share", "label_precision")
 
     @classmethod
     def get_default_config(cls) -> EILConfig:
@@ -232,6 +236,23 @@ class EIL(SegmentationAlgorithm):
         ]
         labelled, pixels = np.array(self.map_runners("count_labels", orders)).sum(0)
         return float(labelled / pixels)
+
+    def draw_pictures(self, module: SegmenterModule, folder: Path) -> None:
+        """Draws how the label maps of a few training images grew from stage to stage (Fig. 3)."""
+        versions = self.label_store.versions()
+        maps = {
+            key: [scribble, *(self.label_store.label(number, key) for number in versions)]
+            for key, scribble in self._telling_scribbles()
+        }
+        if maps:
+            titles = ["scribbles", *(f"stage {number}" for number in versions)]
+            draw_label_maps(self.store, module.online, maps, titles, folder / "evolution.png")
+
+    def _telling_scribbles(self) -> list[tuple[str, np.ndarray]]:
+        """Returns keys and scribbles of the images with the most classes among the first ones that have scribbles."""
+        scribbles = {key: self.store.scribble(key) for key in self.train_keys[:64]}
+        found = [(-len(np.setdiff1d(one, [UNLABELLED])), key, one) for key, one in scribbles.items() if one is not None]
+        return [(key, one) for _, key, one in sorted(found, key=lambda entry: entry[:2])[:EVOLUTION_SAMPLES]]
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
