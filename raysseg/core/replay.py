@@ -9,6 +9,7 @@ steps, App. B.2.1, which may take a transition on the border of two steps twice.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from raysseg.core import rollout
-from raysseg.core.replay_rows import DRAWN_SCHEMA, ReplayRows
+from raysseg.core.replay_rows import ReplayRows, drawn_schema
 from raysseg.core.settings import ReplaySettings
 from raysseg.errors import InputError, NonFiniteError
 
@@ -24,9 +25,58 @@ SMALLEST_PRIORITY = 1e-6
 FIRST_PRIORITY = 1.0
 """Of transitions that came before any error was known."""
 
-REPLAY_SCHEMA = DRAWN_SCHEMA.remove(DRAWN_SCHEMA.get_field_index("mass")).append(
-    pa.field("weight", pa.float32(), nullable=False)
-)
+
+def replay_schema(schema: pa.Schema) -> pa.Schema:
+    """Returns the columns of a draw: those of the transitions, `id` int64 and `weight` float32. Source: design."""
+    drawn = drawn_schema(schema)
+    return drawn.set(len(drawn) - 1, pa.field("weight", pa.float32(), nullable=False))
+
+
+REPLAY_SCHEMA = replay_schema(rollout.TRANSITION_SCHEMA)
+
+
+@dataclasses.dataclass(slots=True)
+class ReplayNumbers:
+    """What a replay buffer counts, wherever its transitions are held.
+
+    Args:
+        next_id: identifier of the next transition; none is ever given twice.
+        largest: largest priority so far, or None before any error was known.
+        dropped: transitions that were dropped, not those that made room for newer ones.
+
+    Source: Schaul et al. 2016, Alg. 1 line 6 (new transitions get the largest priority).
+    """
+
+    next_id: int = 0
+    largest: float | None = None
+    dropped: int = 0
+
+    @property
+    def first_priority(self) -> float:
+        """Priority of transitions that were never drawn."""
+        return FIRST_PRIORITY if self.largest is None else self.largest
+
+    def priorities(self, ids: np.ndarray, errors: np.ndarray, settings: ReplaySettings) -> np.ndarray | None:
+        """Returns the priorities float64 `[n]` that errors give, or None where drawing is uniform; see `priorities_of`.
+
+        Raises:
+            ValueError: an identifier was never given.
+            NonFiniteError: an error is not finite.
+        """
+        found = priorities_of(ids, errors, self.next_id)
+        if settings.priority_exponent == 0:
+            return None
+        self.largest = max(self.largest or 0.0, *found.tolist())
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """Returns everything as what JSON can hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> ReplayNumbers:
+        """Returns what `state` gave, among other things in the dictionary."""
+        return cls(**{field.name: state[field.name] for field in dataclasses.fields(cls)})
 
 
 class ReplayBuffer:
@@ -34,19 +84,39 @@ class ReplayBuffer:
 
     Args:
         settings: capacity and how to draw; `shards` is not looked at.
+        schema: columns of a transition, among them `segmenter_version` and `policy_version`.
+
+    Raises:
+        ValueError: the schema lacks one of the two.
 
     Source: design (principle 3: one Arrow schema); EIL's paper names no replay buffer, so its use is a reconstruction.
     """
 
-    def __init__(self, settings: ReplaySettings) -> None:
-        self._settings = settings
-        self._rows = ReplayRows(settings.capacity, settings.priority_exponent)
-        self._next_id = 0
-        self._largest: float | None = None
-        self.dropped = 0
+    def __init__(self, settings: ReplaySettings, schema: pa.Schema = rollout.TRANSITION_SCHEMA) -> None:
+        self._settings, self._schema = settings, schema
+        self._rows = self._no_rows()
+        self._numbers = ReplayNumbers()
+
+    def _no_rows(self) -> ReplayRows:
+        return ReplayRows(self._settings.capacity, self._settings.priority_exponent, self._schema)
 
     def __len__(self) -> int:
         return self._rows.size()
+
+    @property
+    def dropped(self) -> int:
+        """Transitions that `drop_older` dropped since the run began."""
+        return self._numbers.dropped
+
+    @property
+    def next_id(self) -> int:
+        """Identifier of the transition that is added next."""
+        return self._numbers.next_id
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Identifiers of all transitions, int64 `[N]`, ascending; void after the next change."""
+        return self._rows.ids()
 
     @property
     def nbytes(self) -> int:
@@ -57,11 +127,11 @@ class ReplayBuffer:
         """Adds transitions, numbers them consecutively, and lets the oldest go that exceed the capacity.
 
         Raises:
-            ValueError: the batch is not of `TRANSITION_SCHEMA`.
+            ValueError: the batch has other columns than the buffer's schema.
         """
-        check_schema(batch)
-        self._rows.add(batch, self._next_id, self._largest or FIRST_PRIORITY)
-        self._next_id += batch.num_rows
+        check_schema(batch, self._schema)
+        self._rows.add(batch, self._numbers.next_id, self._numbers.first_priority)
+        self._numbers.next_id += batch.num_rows
 
     def sample(self, count: int, generator: np.random.Generator) -> pa.RecordBatch:
         """Draws transitions, without replacement where the buffer holds enough (prioritised: see the top of this file).
@@ -71,7 +141,8 @@ class ReplayBuffer:
             generator: moves on by one draw.
 
         Returns:
-            `REPLAY_SCHEMA`: `TRANSITION_SCHEMA`, `id` (unique for ever) and `weight` in (0, 1], in the order of `id`.
+            The columns of `replay_schema`: the transitions' own, `id` (unique for ever) and `weight` in (0, 1], in the
+            order of `id`.
 
         Raises:
             ValueError: the buffer is empty.
@@ -92,9 +163,8 @@ class ReplayBuffer:
             ValueError: an identifier was never given.
             NonFiniteError: an error is not finite.
         """
-        priorities = priorities_of(ids, errors, self._next_id)
-        if self._settings.priority_exponent > 0:
-            self._largest = max(self._largest or 0.0, *priorities.tolist())
+        priorities = self._numbers.priorities(ids, errors, self._settings)
+        if priorities is not None:
             self._rows.update_priorities(ids, priorities)
 
     def drop_older(self, *, segmenter_version: int, policy_version: int) -> int:
@@ -102,7 +172,7 @@ class ReplayBuffer:
         counts how many.
         """
         dropped = self._rows.drop_older(segmenter_version, policy_version)
-        self.dropped += dropped
+        self._numbers.dropped += dropped
         return dropped
 
     def save(self, folder: Path) -> dict[str, Any]:
@@ -111,8 +181,7 @@ class ReplayBuffer:
         Raises:
             OSError: a file could not be written.
         """
-        numbers = {"next_id": self._next_id, "largest": self._largest, "dropped": self.dropped}
-        return {**self._rows.save(folder), **numbers}
+        return {**self._rows.save(folder), **self._numbers.state()}
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         """Replaces everything by what `save` wrote and returned.
@@ -122,19 +191,17 @@ class ReplayBuffer:
         """
         check_shards(state, 0)
         self._rows.load(folder, state)
-        self._next_id, self._largest, self.dropped = state["next_id"], state["largest"], state["dropped"]
+        self._numbers = ReplayNumbers.of(state)
 
     def close(self) -> None:
         """Lets go of all transitions."""
-        self._rows = ReplayRows(self._settings.capacity, self._settings.priority_exponent)
+        self._rows = self._no_rows()
 
 
-def check_schema(batch: pa.RecordBatch) -> None:
-    """Raises ValueError where a record batch is not of `TRANSITION_SCHEMA`. Source: design."""
-    if not batch.schema.equals(rollout.TRANSITION_SCHEMA):
-        raise ValueError(
-            f"Replay takes transitions with the columns {rollout.TRANSITION_SCHEMA.names}, of their types."
-        )
+def check_schema(batch: pa.RecordBatch, schema: pa.Schema) -> None:
+    """Raises ValueError where a record batch is not of the schema. Source: design."""
+    if not batch.schema.equals(schema):
+        raise ValueError(f"Replay takes transitions with the columns {schema.names}, of their types.")
 
 
 def check_shards(state: dict[str, Any], shards: int) -> None:
@@ -175,19 +242,19 @@ def with_weights(drawn: pa.RecordBatch, size: int, extent: float, settings: Repl
     """Replaces the masses of drawn transitions by their importance weights (N·P(i))^-β, divided by the largest of the draw.
 
     Args:
-        drawn: of `DRAWN_SCHEMA`.
+        drawn: with the columns of `drawn_schema`.
         size: N, all transitions there are.
         extent: the sum of their masses, or N where drawing is uniform.
         settings: β is `importance_exponent`.
 
     Returns:
-        `REPLAY_SCHEMA`.
+        The columns of `replay_schema`.
 
     Source: Schaul et al. 2016, Sec. 3.4.
     """
     weights = (drawn.column("mass").to_numpy() * (size / extent)) ** -settings.importance_exponent
-    columns = [*drawn.columns[:-1], pa.array((weights / weights.max()).astype(np.float32))]
-    return pa.RecordBatch.from_arrays(columns, schema=REPLAY_SCHEMA)
+    column = pa.array((weights / weights.max()).astype(np.float32))
+    return drawn.set_column(drawn.num_columns - 1, pa.field("weight", pa.float32(), nullable=False), column)
 
 
 def priorities_of(ids: np.ndarray, errors: np.ndarray, next_id: int) -> np.ndarray:

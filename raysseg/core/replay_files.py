@@ -120,8 +120,12 @@ def _difference(entry: dict[str, Any], size: int | None) -> str | None:
 
 
 def files_of(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yields the entries of all files that a replay buffer's state names, those of its shards too. Source: design."""
+    """Yields the entries of all files that a replay buffer's state names, those of its episodes and shards too.
+
+    Source: design.
+    """
     yield from state.get("segments", ())
+    yield from state.get("episodes", ())
     if state.get("priorities") is not None:
         yield state["priorities"]
     for shard in state.get("shards", ()):

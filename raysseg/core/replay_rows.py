@@ -22,8 +22,15 @@ from raysseg.core.replay_index import RowIndex
 
 SEGMENT_ROWS = 1024
 
-SEGMENT_SCHEMA = rollout.TRANSITION_SCHEMA.append(pa.field("id", pa.int64(), nullable=False))
-DRAWN_SCHEMA = SEGMENT_SCHEMA.append(pa.field("mass", pa.float64(), nullable=False))
+VERSIONS = ("segmenter_version", "policy_version")
+"""Columns that every schema of transitions has."""
+
+
+def drawn_schema(schema: pa.Schema) -> pa.Schema:
+    """Returns the columns of drawn transitions: their own, `id` int64 and `mass` float64. Source: design."""
+    return schema.append(pa.field("id", pa.int64(), nullable=False)).append(
+        pa.field("mass", pa.float64(), nullable=False)
+    )
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -47,13 +54,21 @@ class ReplayRows:
     Args:
         capacity: largest number of transitions; the oldest go first, one by one.
         priority_exponent: 0 makes every transition weigh the same; else it weighs priority^exponent.
+        schema: columns of a transition, among them `VERSIONS`.
+
+    Raises:
+        ValueError: the schema lacks one of `VERSIONS`.
 
     Source: design (principle 3: one Arrow schema).
     """
 
-    def __init__(self, capacity: int, priority_exponent: float) -> None:
+    def __init__(self, capacity: int, priority_exponent: float, schema: pa.Schema = rollout.TRANSITION_SCHEMA) -> None:
+        if missing := [name for name in VERSIONS if name not in schema.names]:
+            raise ValueError(f"Transitions need the column {missing[0]}, which is not among {schema.names}.")
         self._capacity = capacity
         self._exponent = priority_exponent
+        self._schema, self._drawn_schema = schema, drawn_schema(schema)
+        self._segment_schema = self._drawn_schema.remove(len(self._drawn_schema) - 1)
         self._index = RowIndex()
         self._pieces: dict[int, _Piece] = {}
         self._open: set[int] = set()
@@ -63,6 +78,10 @@ class ReplayRows:
     def size(self) -> int:
         """Returns the number of transitions."""
         return len(self._index)
+
+    def ids(self) -> np.ndarray:
+        """Returns the identifiers of all transitions, int64 `[N]`, ascending; void after the next change."""
+        return self._index["id"]
 
     def nbytes(self) -> int:
         """Returns the bytes of all record batches held, without the index (36 bytes a transition)."""
@@ -74,14 +93,14 @@ class ReplayRows:
         """Adds transitions, and lets the oldest go that exceed the capacity.
 
         Args:
-            batch: of `TRANSITION_SCHEMA`.
+            batch: of the schema.
             first_id: identifier of the first one, above all before; the others follow consecutively.
             priority: of all of them, > 0.
         """
         count = batch.num_rows
         if count == 0:
             return
-        batch = pa.RecordBatch.from_arrays(batch.columns, schema=rollout.TRANSITION_SCHEMA)
+        batch = pa.RecordBatch.from_arrays(batch.columns, schema=self._schema)
         number = self._hold(_Piece(batch=batch, live=count))
         self._open.add(number)
         self._index.append(
@@ -89,8 +108,7 @@ class ReplayRows:
             id=np.arange(first_id, first_id + count),
             piece=number,
             row=np.arange(count),
-            segmenter_version=batch.column("segmenter_version").to_numpy(),
-            policy_version=batch.column("policy_version").to_numpy(),
+            **{name: batch.column(name).to_numpy() for name in VERSIONS},
             mass=self._masses(np.array(priority)),
         )
         self._evict()
@@ -153,12 +171,19 @@ class ReplayRows:
             part = places[start : start + SEGMENT_ROWS]
             columns = [*self._gather(part).columns, pa.array(self._index["id"][part])]
             sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, SEGMENT_SCHEMA) as writer:
-                writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=SEGMENT_SCHEMA))
-            number = self._hold(_segment(sink.getvalue(), len(part)))
+            with pa.ipc.new_stream(sink, self._segment_schema) as writer:
+                writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._segment_schema))
+            number = self._hold(self._sealed(sink.getvalue(), len(part)))
             self._release(self._index["piece"][part])
             self._index["piece"][part] = number
             self._index["row"][part] = np.arange(len(part))
+
+    def _sealed(self, data: pa.Buffer, live: int) -> _Piece:
+        """Returns the piece whose file has these bytes."""
+        with pa.ipc.open_stream(data) as reader:
+            batch = reader.read_next_batch()
+        columns = batch.columns[: len(self._schema)]
+        return _Piece(batch=pa.RecordBatch.from_arrays(columns, schema=self._schema), live=live, data=data)
 
     def _gather(self, places: np.ndarray) -> pa.RecordBatch:
         """Copies the transitions at some places of the index."""
@@ -193,7 +218,7 @@ class ReplayRows:
         return self._ends
 
     def at(self, places: np.ndarray) -> pa.RecordBatch:
-        """Returns the transitions at some places of the line, as `DRAWN_SCHEMA`.
+        """Returns the transitions at some places of the line, with the columns of `drawn_schema`.
 
         Args:
             places: ascending; int64 `[n]` in [0, size) where drawing is uniform, else float64 `[n]` in [0, extent).
@@ -205,7 +230,7 @@ class ReplayRows:
             pa.array(self._index["id"][places]),
             pa.array(self._index["mass"][places].astype(np.float64)),
         ]
-        return pa.RecordBatch.from_arrays(columns, schema=DRAWN_SCHEMA)
+        return pa.RecordBatch.from_arrays(columns, schema=self._drawn_schema)
 
     def update_priorities(self, ids: np.ndarray, priorities: np.ndarray) -> None:
         """Gives transitions new priorities where they are still there.
@@ -277,11 +302,11 @@ class ReplayRows:
             data = pa.py_buffer(read_checked(folder, entry))
             with pa.ipc.open_stream(data) as reader:
                 batch = reader.read_next_batch()
-            piece = _segment(data, 0)
+            piece = self._sealed(data, 0)
             piece.entry = entry
             piece.folders.add(folder)
             number = self._hold(piece)
-            part = {name: batch.column(name).to_numpy() for name in ("id", "segmenter_version", "policy_version")}
+            part = {name: batch.column(name).to_numpy() for name in ("id", *VERSIONS)}
             parts.append(part | {"piece": np.full(len(batch), number), "row": np.arange(len(batch))})
         if parts:
             live = np.concatenate([np.arange(first, stop) for first, stop in state["live"]])
@@ -300,13 +325,6 @@ class ReplayRows:
         if state["priority_exponent"] == self._exponent:
             return masses
         return self._masses(masses.astype(np.float64) ** (1 / state["priority_exponent"]))
-
-
-def _segment(data: pa.Buffer, live: int) -> _Piece:
-    with pa.ipc.open_stream(data) as reader:
-        batch = reader.read_next_batch()
-    columns = batch.columns[: len(rollout.TRANSITION_SCHEMA)]
-    return _Piece(batch=pa.RecordBatch.from_arrays(columns, schema=rollout.TRANSITION_SCHEMA), live=live, data=data)
 
 
 def _ranges(values: np.ndarray) -> list[list[int]]:

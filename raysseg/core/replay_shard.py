@@ -42,7 +42,7 @@ class ReplayShard:
         return self._rows.extent()
 
     def at(self, places: np.ndarray) -> bytes:
-        """Returns the transitions at some places as one Arrow IPC stream of `DRAWN_SCHEMA`; see `ReplayRows.at`."""
+        """Returns the transitions at some places as one Arrow IPC stream; see `ReplayRows.at`."""
         return rollout.to_bytes([self._rows.at(places)])
 
     def update_priorities(self, ids: np.ndarray, priorities: np.ndarray) -> float:

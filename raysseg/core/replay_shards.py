@@ -25,12 +25,11 @@ from ray.exceptions import RayError, RayTaskError
 
 from raysseg.core import rollout
 from raysseg.core.replay import (
-    FIRST_PRIORITY,
     ReplayBuffer,
+    ReplayNumbers,
     check_schema,
     check_shards,
     draw_places,
-    priorities_of,
     with_weights,
 )
 from raysseg.core.replay_files import files_of
@@ -70,9 +69,8 @@ class ShardedReplay:
             )
         self._settings, self._note, self._patience = settings, note, patience
         self._capacities = [settings.capacity // count + (index < settings.capacity % count) for index in range(count)]
-        self._next_id = self._turn = 0
-        self._largest: float | None = None
-        self.dropped = 0
+        self._turn = 0
+        self._numbers = ReplayNumbers()
         self._sizes, self._lengths = [0] * count, [0.0] * count
         self._unanswered: list[list[ray.ObjectRef]] = [[] for _ in range(count)]
         self._shards = [self._start(index) for index in range(count)]
@@ -82,6 +80,11 @@ class ShardedReplay:
 
     def __len__(self) -> int:
         return sum(self._sizes)
+
+    @property
+    def dropped(self) -> int:
+        """Transitions that `drop_older` dropped and that lost shards held, since the run began."""
+        return self._numbers.dropped
 
     @property
     def nbytes(self) -> int:
@@ -96,13 +99,14 @@ class ShardedReplay:
         Raises:
             ValueError: the batch is not of `TRANSITION_SCHEMA`.
         """
-        check_schema(batch)
+        check_schema(batch, rollout.TRANSITION_SCHEMA)
         if batch.num_rows == 0:
             return
         index = self._next_shard()
         data = rollout.to_bytes([batch])
-        self._send(index, self._shards[index].add.remote(data, self._next_id, self._largest or FIRST_PRIORITY))
-        self._next_id += batch.num_rows
+        numbers = self._numbers
+        self._send(index, self._shards[index].add.remote(data, numbers.next_id, numbers.first_priority))
+        numbers.next_id += batch.num_rows
         self._sizes[index] = min(self._sizes[index] + batch.num_rows, self._capacities[index])
 
     def sample(self, count: int, generator: np.random.Generator) -> pa.RecordBatch:
@@ -133,9 +137,8 @@ class ShardedReplay:
             ValueError: an identifier was never given.
             NonFiniteError: an error is not finite.
         """
-        priorities = priorities_of(ids, errors, self._next_id)
-        if self._settings.priority_exponent > 0:
-            self._largest = max(self._largest or 0.0, *priorities.tolist())
+        priorities = self._numbers.priorities(ids, errors, self._settings)
+        if priorities is not None:
             for index, shard in self._filled():
                 self._send(index, shard.update_priorities.remote(ids, priorities))
 
@@ -151,7 +154,7 @@ class ShardedReplay:
             self._sizes[index] -= dropped
             self._answered(index, length)
             total += dropped
-        self.dropped += total
+        self._numbers.dropped += total
         return total
 
     def save(self, folder: Path) -> dict[str, Any]:
@@ -173,14 +176,7 @@ class ShardedReplay:
                     f"A replay shard wrote {entry['file']} to {folder} on its node, but it cannot be seen from here: "
                     "with replay.shards the run's folder must be on storage that all nodes share."
                 )
-        return {
-            "shards": states,
-            "sizes": list(self._sizes),
-            "turn": self._turn,
-            "next_id": self._next_id,
-            "largest": self._largest,
-            "dropped": self.dropped,
-        }
+        return {"shards": states, "sizes": list(self._sizes), "turn": self._turn, **self._numbers.state()}
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         """Replaces everything by what `save` wrote and returned.
@@ -189,8 +185,7 @@ class ShardedReplay:
             InputError: a file is missing, truncated or changed, or the state is that of another number of shards.
         """
         check_shards(state, len(self._shards))
-        self._turn, self._next_id = state["turn"], state["next_id"]
-        self._largest, self.dropped = state["largest"], state["dropped"]
+        self._turn, self._numbers = state["turn"], ReplayNumbers.of(state)
         self._sizes = [min(size, most) for size, most in zip(state["sizes"], self._capacities, strict=True)]
         folder = folder.resolve()
         pairs = zip(self._shards, state["shards"], strict=True)
@@ -277,7 +272,7 @@ class ShardedReplay:
         with contextlib.suppress(RayError):
             ray.kill(self._shards[index])
         lost, self._sizes[index] = self._sizes[index], 0
-        self.dropped += lost
+        self._numbers.dropped += lost
         self._answered(index, 0.0)
         self._shards[index] = self._start(index)
         self._started[index] = self._shards[index].size.remote()
