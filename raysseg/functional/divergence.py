@@ -6,6 +6,8 @@ than its memory's bandwidth, and no pair outlives its chunk.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -58,25 +60,26 @@ def divergence_histograms(
     """
     if not 2 <= bins <= _LARGEST:
         raise InputError(f"bins is {bins}, expected 2 to {_LARGEST}")
-    if not limit > 0:
-        raise InputError(f"limit is {limit}, expected nats above 0")
+    if not 0 < limit < math.inf:
+        raise InputError(f"limit is {limit}, expected a number of nats above 0")
     if chunk_elements < 1:
         raise InputError(f"chunk_elements is {chunk_elements}, expected at least 1")
     if exclude_self and p.shape != q.shape:
         raise InputError(f"p is {list(p.shape)} and q {list(q.shape)}, expected one shape with exclude_self")
     negative_entropies, minus_logs = _factors(p, q, bins / limit)
     # The numbers row · bins + bin of a chunk fit 16 bits, which halves what counting reads.
-    rows = min(_ROWS, _LARGEST // bins, max(1, p.shape[0]))
-    columns = max(1, chunk_elements // rows)
+    rows = min(_ROWS, _LARGEST // bins, chunk_elements)
+    columns = chunk_elements // rows
     counts = torch.zeros(p.shape[0], bins, dtype=torch.int64, device=p.device)
     with torch.autocast(p.device.type, enabled=False):
-        for top, part in zip(range(0, p.shape[0], rows), p.float().split(rows), strict=True):
+        for top in range(0, p.shape[0], rows):
+            part, added = p[top : top + rows].float(), negative_entropies[top : top + rows]
             into = counts[top : top + rows].view(-1)
             first = torch.arange(0, into.numel(), bins, dtype=torch.int16, device=p.device)
-            for left, logs in zip(range(0, q.shape[0], columns), minus_logs.split(columns), strict=False):
+            for left in range(0, q.shape[0], columns):
                 # q by q, with the p's side by side: successive counts then fall into different rows, and the processor
                 # need not wait for the counter that it has just written.
-                scaled = torch.addmm(negative_entropies[top : top + rows], logs, part.T)
+                scaled = torch.addmm(added, minus_logs[left : left + columns], part.T)
                 index = scaled.clamp_(0, bins - 1).to(torch.int16).add_(first)
                 into += torch.bincount(index.view(-1), minlength=into.numel())
                 if exclude_self:
