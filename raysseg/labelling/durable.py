@@ -1,0 +1,88 @@
+"""Files that are still there, and whole, after a kill or a power cut; and a lock that dies with its process."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+from types import TracebackType
+
+from raysseg.errors import InputError
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Writes a file under a temporary name, brings it to the disk and renames it: it is there entirely or not at all.
+
+    Raises:
+        InputError: the disk is full, or refuses for another reason.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise write_refused(path, error) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Brings a folder's list of names to the disk: before that, a new name may be gone after a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_refused(path: Path, error: OSError) -> InputError:
+    """The sentence for a file that cannot be written."""
+    return InputError(f"{path} cannot be written: {error.strerror or error}.")
+
+
+class ExclusiveLock:
+    """Keeps a second process out; the kernel gives it back when its process ends, however that ends.
+
+    Args:
+        path: the lock's file, which stays.
+        busy: what another process is doing while it holds the lock, for the message.
+
+    Raises:
+        InputError: on entering, where another process holds it.
+    """
+
+    def __init__(self, path: Path, busy: str) -> None:
+        self._path = path
+        self._busy = busy
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> ExclusiveLock:
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise write_refused(self._path, error) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 64).decode(errors="replace").strip()
+            os.close(descriptor)
+            process = f"process {holder}" if holder else "another process"
+            raise InputError(
+                f"{self._path.parent} is in use: {process} is {self._busy}; wait until it is done."
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        self._descriptor = descriptor
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

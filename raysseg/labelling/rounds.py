@@ -1,0 +1,75 @@
+"""The rounds of a labelling run: which regions people were asked for, by whom, and what the segmenter took them for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from raysseg.errors import InputError
+from raysseg.labelling.durable import write_durably
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A region that a person was asked for.
+
+    `box` is (x0, y0, x1, y1) in pixels; `score` what the policy gave it, None where it gives none; `policy_version` and
+    `segmenter_version` the networks that chose (0: the starting ones); `prelabel` the digest of the segmenter's classes.
+    """
+
+    id: str
+    image: str
+    box: tuple[int, int, int, int]
+    score: float | None
+    round: int
+    policy: str
+    policy_version: int
+    segmenter_version: int
+    prelabel: str | None
+
+    def line(self) -> str:
+        """The region as one line of JSON."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+
+class Rounds:
+    """The rounds of a run, in the order in which they were asked for.
+
+    Args:
+        folder: `rounds` of the run.
+
+    Raises:
+        InputError: a file of a round is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.asked: dict[str, Asked] = {}
+        """Every region that was asked for, by its id."""
+        self.count = 0
+        while (path := self.record(self.count + 1)).exists():
+            self.count += 1
+            for number, line in enumerate(path.read_text().splitlines(), start=1):
+                one = _read(line, path, number)
+                self.asked[one.id] = one
+
+    def record(self, number: int) -> Path:
+        """The file of a round."""
+        return self.folder / f"{number:04d}.jsonl"
+
+    def add(self, regions: list[Asked]) -> None:
+        """Records the next round; from here on its answers are taken."""
+        self.count += 1
+        write_durably(self.record(self.count), "".join(f"{one.line()}\n" for one in regions).encode())
+        self.asked |= {one.id: one for one in regions}
+
+
+def _read(line: str, path: Path, number: int) -> Asked:
+    try:
+        entry: dict[str, Any] = json.loads(line)
+        x0, y0, x1, y1 = entry.pop("box")
+        return Asked(box=(x0, y0, x1, y1), **entry)
+    except (ValueError, TypeError, KeyError):
+        raise InputError(f"Line {number} of {path} is damaged; put a copy of the file in its place.") from None
