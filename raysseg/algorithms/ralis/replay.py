@@ -139,11 +139,10 @@ class StepReplay:
         parts: list[tuple[np.ndarray, ...]] = []
         for owner in np.unique(owners):
             # Identifiers ascend, and so do the owners: an episode's transitions and states are one piece of the draw.
-            first, stop = np.searchsorted(owners, [owner, owner + 1])
-            parts.append(episodes[owner].transitions(steps[first:stop], pools[first:stop]))
-            first, stop = np.searchsorted(used, [starts[owner], starts[owner] + lengths[owner]])
-            wanted = used[first:stop] - starts[owner]
-            np.take(episodes[owner].states, wanted, 0, out=states[first:stop], mode="clip")
+            mine = _span(owners, owner, owner + 1)
+            parts.append(episodes[owner].transitions(steps[mine], pools[mine]))
+            shared = _span(used, starts[owner], starts[owner] + lengths[owner])
+            np.take(episodes[owner].states, used[shared] - starts[owner], 0, out=states[shared], mode="clip")
         actions, candidates, rewards, numbers = (np.concatenate(part) for part in zip(*parts, strict=True))
         columns = {
             "id": ids,
@@ -215,3 +214,8 @@ class StepReplay:
         """Lets go of all transitions."""
         self._places.close()
         self._episodes = {}
+
+
+def _span(ascending: np.ndarray, first: int, stop: int) -> slice:
+    """Returns where ascending integers `[n]` lie in the range from `first` to before `stop`."""
+    return slice(int(np.searchsorted(ascending, first)), int(np.searchsorted(ascending, stop)))
