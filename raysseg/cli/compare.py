@@ -20,7 +20,7 @@ def compare_command(
     baseline: Annotated[
         str | None,
         typer.Option(
-            help="Variant that the others are compared with, seed by seed; by default 'none' where it was run."
+            help="Variant that the others are compared with, seed by seed; by default 'uniform', or else 'none', where it was run."
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the table to this .md or .csv file.")] = None,

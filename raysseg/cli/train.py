@@ -53,7 +53,7 @@ def train_command(
     # Without a terminal rich assumes 80 columns, which cuts the table to pieces.
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(rich_table(rows))
-    pictures = sorted(folder.glob("variants/*/seed-*/pictures/evolution.png"))
+    pictures = sorted(folder.glob("variants/*/seed-*/pictures/*.png"))
     console.print(f"Table     {folder / 'table.md'}", soft_wrap=True, highlight=False)
     if pictures:
         console.print(f"Pictures  {pictures[0]}", soft_wrap=True, highlight=False)

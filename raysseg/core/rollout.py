@@ -8,10 +8,12 @@ the loss.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 SCHEMA_VERSION = 1
 
@@ -83,6 +85,12 @@ def from_bytes(data: bytes) -> list[pa.RecordBatch]:
         return []
     with pa.ipc.open_stream(data) as reader:
         return list(reader)
+
+
+def write_parquet(batches: Sequence[pa.RecordBatch], path: Path) -> None:
+    """Writes record batches of one schema as a Parquet file, whose folder is made. Source: reconstruction."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_batches(batches), path)
 
 
 def wire_bytes(batch: pa.RecordBatch) -> int:

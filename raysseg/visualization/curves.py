@@ -67,7 +67,11 @@ def _percent_of(key: str) -> Reader:
 
 
 def _stage_axis(runs: Sequence[VariantRun]) -> tuple[str, str]:
-    """Key and label of the x axis: the cumulative radius where it grows with every stage of all runs, else stage."""
+    """Key and label of the x axis: labelled regions where all stages have a budget, the cumulative radius where it grows
+    with every stage of all runs, else stage.
+    """
+    if all(number(row, "budget") is not None for run in runs for row in run.stages()):
+        return "budget", "labelled regions"
     for run in runs:
         radii = [r for row in run.stages() if (r := number(row, "radius")) is not None]
         if len(radii) < len(run.stages()) or radii != sorted(set(radii)):
@@ -127,17 +131,32 @@ def _has(runs: Sequence[VariantRun], key: str) -> bool:
 def accuracy_figure(runs: Sequence[VariantRun]) -> Figure | None:
     """mIoU per stage against the cumulative radius, one line per variant. Source: EIL, Fig. 2.
 
-    Where the radius does not grow with every stage of every variant, the stage is the x axis. Lines are means of the
-    finished seeds, bands ± one standard deviation (n − 1). None without evaluations.
+    Where the radius does not grow with every stage of every variant, the stage is the x axis; where labels have a budget,
+    that is. Lines are means of the finished seeds, bands ± one standard deviation (n − 1); what labels everything is a
+    dashed line at its height. None without evaluations.
     """
     if not _has(runs, "miou"):
         return None
     figure, (axes,) = _panels(1, size=(7.4, 4.2))
     x, x_label = _stage_axis(runs)
     prepare_axes(axes, title="mIoU on the evaluation split", x=x_label, y="mIoU (%)")
-    _plot_stages(axes, runs, _percent_of("miou"), x)
+    ceilings = [run for run in runs if x == "budget" and _labels_everything(run)]
+    others = [run for run in runs if run not in ceilings]
+    _plot_stages(axes, others or runs, _percent_of("miou"), x)
+    if others:
+        for index, (label, members) in enumerate(group_by_label(ceilings).items()):
+            height = spread(
+                v for one in members if one.finished and (v := number(one.stages()[-1], "miou")) is not None
+            )
+            if height is not None:
+                style = GREY_STYLES[1 + index % 3]
+                axes.axhline(100.0 * height.mean, color="#6f6f6f", linestyle=style, linewidth=1.2, label=label)
     _legend(axes)
     return figure
+
+
+def _labels_everything(run: VariantRun) -> bool:
+    return bool(run.stages()) and number(run.stages()[-1], "labelled_share") == 1.0
 
 
 LABEL_PANELS = {
@@ -147,6 +166,7 @@ LABEL_PANELS = {
     "accepted_share": "accepted images (%)",
     "accepted_precision": "precision in accepted images (%)",
     "rejected_precision": "precision in rejected images (%)",
+    "rare_share": "rare classes in the labels asked for (%)",
 }
 
 
@@ -229,6 +249,10 @@ EXPLORATION_PANELS: dict[str, dict[str, str]] = {
     "searcher loss": {"searcher_loss": "searcher"},
     "does the assessor know the reward?": {"corr_q_r": "corr(q, r)", "share_positive_reward": "share of r > 0"},
     "action sensitivity |∂q/∂a|": {"action_sensitivity": "|∂q/∂a|"},
+    "return of an episode (points of mIoU)": {"episode_return": "sum of r"},
+    "loss of the query network": {"q_loss": "loss"},
+    "Q of the chosen and its target": {"q_value": "Q", "q_target": "target"},
+    "exploration": {"epsilon": "epsilon"},
 }
 
 
@@ -237,7 +261,7 @@ def exploration_figure(run: VariantRun) -> Figure | None:
 
     Faint: every logged value; solid: running mean within the stage; dotted: a new stage begins.
     """
-    rows = run.rows("explore")
+    rows = run.rows("explore", "play")
     panels = {
         title: keys
         for title, keys in EXPLORATION_PANELS.items()
@@ -340,7 +364,7 @@ def engine_rows(run: VariantRun) -> list[Row]:
 def engine_figure(run: VariantRun) -> Figure | None:
     """What actors and learner did over the minutes of the run; None where nothing was sampled.
 
-    Shaded: exploration. Minutes count the iterations alone, so the time between a kill and a resume is left out.
+    Shaded: exploration or play. Minutes count the iterations alone, so the time between a kill and a resume is left out.
     """
     rows = engine_rows(run)
     if not any(number(row, "rollouts_per_second") for row in rows):
@@ -358,7 +382,7 @@ def engine_figure(run: VariantRun) -> Figure | None:
     for axes, (title, (unit, keys)) in zip(all_axes, panels.items(), strict=True):
         prepare_axes(axes, title=title, x="minutes", y=unit)
         for phase, begin, end in spans:
-            if phase == "explore":
+            if phase in ("explore", "play"):
                 axes.axvspan(minutes[begin - 1] if begin else 0.0, minutes[end - 1], color="#f1f1f1", lw=0, zorder=0)
         for index, (key, name) in enumerate(keys.items()):
             values = [number(row, key) for row in rows]

@@ -28,7 +28,7 @@ Groups = dict[str, list[VariantRun]]
 """The runs behind each row of the comparison."""
 
 EXPLORATION_CAPTION = "Faint: every logged value; solid: running mean within the stage; dotted: a new stage begins."
-ENGINE_CAPTION = "Faint: every iteration; solid: running mean; grey: exploration."
+ENGINE_CAPTION = "Faint: every iteration; solid: running mean; grey: exploration or play."
 
 STYLE = """
 :root { color-scheme: light; }
@@ -137,15 +137,15 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", path.name)]
 
 
-def _evolution(groups: Groups) -> str:
-    """The pictures/evolution*.png of each variant's first seed that has any."""
+def _pictures(groups: Groups, name: str, what: str) -> str:
+    """The pictures/<name>*.png of each variant's first seed that has any."""
     parts = []
     for label, members in groups.items():
         for member in members:
-            pictures = sorted((member.path / "pictures").glob("evolution*.png"), key=_natural)
+            pictures = sorted((member.path / "pictures").glob(f"{name}*.png"), key=_natural)
             if pictures:
                 parts.append(f"<h3>{escape(label)}, seed {member.seed}</h3>")
-                parts += [_picture(p.read_bytes(), f"Label evolution of {label}: {p.stem}") for p in pictures]
+                parts += [_picture(p.read_bytes(), f"{what} of {label}: {p.stem}") for p in pictures]
                 break
     return "".join(parts)
 
@@ -159,7 +159,7 @@ def _hazards(groups: Groups) -> str:
             parts.append('<ul class="alarms">' + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>")
         elif any(member.rows("explore") for member in members):
             parts.append('<p class="fine">No alarm: reward, correlation, acceptance and thresholds are as usual.</p>')
-        else:
+        elif not any(member.rows("play") for member in members):
             parts.append('<p class="note">This variant explores nothing; the alarms do not apply.</p>')
         for member in members:
             figure = curves.exploration_figure(member)
@@ -224,13 +224,14 @@ def write_report(runs: Sequence[Path], out: Path, *, baseline: str | None = None
         "Results": _headline(rows),
         "Accuracy over the stages": _figure(
             curves.accuracy_figure(variant_runs),
-            "mIoU against radius",
+            "mIoU over the stages",
             "Line: mean of the seeds; band: ± one standard deviation.",
         ),
         "Labels over the stages": _figure(
             curves.label_figure(variant_runs), "Labelled share, precision and acceptance"
         ),
-        "Label evolution": _evolution(groups),
+        "Label evolution": _pictures(groups, "evolution", "Label evolution"),
+        "Labelled regions": _pictures(groups, "regions", "Labelled regions"),
         "IoU per class": _per_class(groups),
         "Diagnostics": _hazards(groups),
         "Training": _figure(curves.training_figure(variant_runs, pretraining), "Training loss"),

@@ -44,7 +44,7 @@ class VariantRun:
         return self.summary is not None
 
     def rows(self, *phases: str) -> list[Row]:
-        """The metrics of these phases (pretrain, explore, infer, refine, evaluate), in the order they were written."""
+        """The metrics of these phases (pretrain, explore, play, refine, evaluate, …), in the order they were written."""
         return [row for row in self.metrics if row.get("phase") in phases]
 
     def stages(self) -> list[Row]:

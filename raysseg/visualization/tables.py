@@ -22,14 +22,20 @@ FINAL_QUANTITIES = {
     "pixel_accuracy": "pixel accuracy",
     "labelled_share": "labelled share",
     "label_precision": "label precision",
+    "rare_share": "rare classes in labels",
 }
 """What is compared after the last stage; all are fractions 0…1 in the files and per cent in the table."""
+
+BUDGET_QUANTITY = "miou_at_"
+"""With the number of labelled regions behind it: the mIoU after a budget, where variants have some in common."""
 
 STAGE_QUANTITIES = ("labelled_share", "label_precision", "accepted_share")
 """What is compared stage by stage, from stage 1 on; the rendered table shows the last one, the CSV holds all."""
 
 DIFFERENCE_QUANTITIES = ("miou", "mean_foreground_dice")
 """What the rendered table shows as difference; the CSV holds all."""
+
+DEFAULT_BASELINES = ("uniform", "none")
 
 LAST_STAGES = 3
 """Stages that `miou_last_stages` averages, because one stage alone moves by about a point."""
@@ -57,7 +63,7 @@ def spread(values: Iterable[float]) -> Spread | None:
 class ComparisonRow:
     """One variant over its finished seeds.
 
-    final: spread after the last stage per quantity of FINAL_QUANTITIES that was measured;
+    final: spread after the last stage per quantity of FINAL_QUANTITIES that was measured, and of the mIoU per budget;
     stages: per quantity of STAGE_QUANTITIES the spread of stage 1…T (None where not measured);
     differences: spread of (this − baseline) over the seeds that both have; empty for the baseline itself;
     notes: unfinished seeds and odd files, in words.
@@ -74,10 +80,36 @@ class ComparisonRow:
     notes: tuple[str, ...] = ()
 
 
+def budget_quantities(runs: Sequence[VariantRun]) -> dict[str, str]:
+    """The mIoU at each budget that several variants share (or the only one reached), with its title.
+
+    Args:
+        runs: variants and seeds; those without budgets add nothing.
+    """
+    reached = [(run.variant, int(at)) for run in runs for row in run.stages() if (at := number(row, "budget"))]
+    variants = len({variant for variant, _ in reached})
+    shared = {at for _, at in reached if variants == 1 or len({name for name, each in reached if each == at}) > 1}
+    return {f"{BUDGET_QUANTITY}{at}": f"mIoU at {at} regions" for at in sorted(shared)}
+
+
+def _title(quantity: str) -> str:
+    if quantity.startswith(BUDGET_QUANTITY):
+        return f"mIoU at {quantity.removeprefix(BUDGET_QUANTITY)} regions"
+    return FINAL_QUANTITIES[quantity]
+
+
 def final_value(run: VariantRun, quantity: str) -> float | None:
-    """The value after the last stage: from the summary, else from the last evaluation; None where not measured."""
+    """The value after the last stage: from the summary, else from the last evaluation; None where not measured.
+
+    Of a quantity of one budget, the value after that budget.
+    """
     stages = run.stages()
+    if quantity.startswith(BUDGET_QUANTITY):
+        wanted = int(quantity.removeprefix(BUDGET_QUANTITY))
+        return next((number(row, "miou") for row in stages if number(row, "budget") == wanted), None)
     if quantity == "miou_last_stages":
+        if any("budget" in row for row in stages):
+            return None
         values = [value for row in stages[-LAST_STAGES:] if (value := number(row, "miou")) is not None]
         return statistics.fmean(values) if len(values) == LAST_STAGES else None
     value = number(run.summary or {}, quantity)
@@ -130,9 +162,16 @@ def _find_baseline(groups: dict[str, list[VariantRun]], baseline: str) -> str:
 
 
 def default_baseline(runs: Sequence[VariantRun]) -> str | None:
-    """The row of the variant that trains on the scribbles only (`none`), where there is exactly one; else None."""
-    labels = [label for label, members in group_by_label(runs).items() if members[0].variant.lower() == "none"]
-    return labels[0] if len(labels) == 1 else None
+    """The row of the variant that the others are usually held against, where there is exactly one; else None.
+
+    That is `uniform`, which labels as much as the others, or else `none`, which goes without what they add.
+    """
+    groups = group_by_label(runs)
+    for name in DEFAULT_BASELINES:
+        labels = [label for label, members in groups.items() if members[0].variant.lower() == name]
+        if labels:
+            return labels[0] if len(labels) == 1 else None
+    return None
 
 
 def comparison_table(variant_runs: Sequence[VariantRun], *, baseline: str | None = None) -> list[ComparisonRow]:
@@ -153,7 +192,7 @@ def comparison_table(variant_runs: Sequence[VariantRun], *, baseline: str | None
     values = {
         label: {
             quantity: {m.seed: v for m in members if m.finished and (v := final_value(m, quantity)) is not None}
-            for quantity in FINAL_QUANTITIES
+            for quantity in (*FINAL_QUANTITIES, *budget_quantities(variant_runs))
         }
         for label, members in groups.items()
     }
@@ -211,16 +250,25 @@ def _stage_text(row: ComparisonRow, *, quantity: str) -> str:
     return " / ".join("–" if value is None else f"{100 * value.mean:.0f}" for value in spreads)
 
 
+def _ordered(budgets: Iterable[str]) -> list[str]:
+    """Returns all quantities of a table: the budgets stand in front, ascending."""
+    return [*sorted(budgets, key=lambda one: int(one.removeprefix(BUDGET_QUANTITY))), *FINAL_QUANTITIES]
+
+
 def table_cells(rows: Sequence[ComparisonRow]) -> tuple[list[str], list[list[str]]]:
     """Headers and cells, as text, of the columns for which any row has a value."""
     columns: list[tuple[str, Callable[[ComparisonRow], str]]] = [
         ("variant", lambda row: row.label + (" (baseline)" if row.label == row.baseline else "")),
         ("seeds", lambda row: ", ".join(map(str, row.seeds)) or "none finished"),
     ]
-    for quantity, title in FINAL_QUANTITIES.items():
+    budgets = {quantity for row in rows for quantity in row.final if quantity.startswith(BUDGET_QUANTITY)}
+    for quantity in _ordered(budgets):
+        title = _title(quantity)
         if any(quantity in row.final for row in rows):
             columns.append((title, partial(_final_text, quantity=quantity)))
-        if quantity in DIFFERENCE_QUANTITIES and any(quantity in row.differences for row in rows):
+        if (quantity in DIFFERENCE_QUANTITIES or quantity in budgets) and any(
+            quantity in row.differences for row in rows
+        ):
             columns.append((f"Δ {title}", partial(_difference_text, quantity=quantity)))
     if any(value is not None for row in rows for value in row.stages["accepted_share"]):
         columns.append(("accepted images per stage", partial(_stage_text, quantity="accepted_share")))

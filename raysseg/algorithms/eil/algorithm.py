@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from raysseg.algorithms.eil.config import EILConfig, EILSettings
@@ -139,10 +138,8 @@ class EIL(SegmentationAlgorithm):
         self.leave_loop(over=position.step + len(numbers) >= self.updates_per_stage)
         self.telemetry.replay(len(self.replay))
         if engine.write_rollouts and fresh:
-            folder = Path(self.config.run_dir) / "rollouts"
-            folder.mkdir(parents=True, exist_ok=True)
             name = f"stage-{position.stage}-update-{position.step:06d}.parquet"
-            pq.write_table(pa.Table.from_batches(fresh), folder / name)
+            rollout.write_parquet(fresh, Path(self.config.run_dir) / "rollouts" / name)
         self.images_per_second = sum(batch.num_rows for batch in fresh) / max(time.perf_counter() - start, 1e-9)
         done = position.step + len(numbers)
         record = {"update": done, **_averages(numbers), **(self._rollout_numbers(fresh) if fresh else {})}
