@@ -5,7 +5,7 @@ its single-image view.
 from __future__ import annotations
 
 import abc
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import gymnasium
 import numpy as np
@@ -13,8 +13,11 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+Observation = TypeVar("Observation", torch.Tensor, dict[str, torch.Tensor])
+"""`[B, …]`, or several of them by name where the space is a `Dict`."""
 
-class SegmentationVectorEnv(VectorEnv, abc.ABC):
+
+class SegmentationVectorEnv(VectorEnv[Observation, torch.Tensor, torch.Tensor], abc.ABC, Generic[Observation]):
     """B images side by side, one decision for each per step.
 
     A method implements `observe` and `advance`. Which images are played is either drawn (`reset(seed=…)`) or given
@@ -52,7 +55,7 @@ class SegmentationVectorEnv(VectorEnv, abc.ABC):
         self.metadata = {"autoreset_mode": autoreset_mode, "render_modes": []}
 
     @abc.abstractmethod
-    def observe(self, rows: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+    def observe(self, rows: torch.Tensor, seeds: torch.Tensor) -> Observation:
         """Starts an episode on images `rows` int64 `[B]` under augmentation `seeds` int64 `[B]`; returns the
         observation `[B, …]`.
         """
@@ -60,7 +63,7 @@ class SegmentationVectorEnv(VectorEnv, abc.ABC):
     @abc.abstractmethod
     def advance(
         self, actions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
+    ) -> tuple[Observation, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
         """Applies actions `[B, …]`; returns observation, reward float32 `[B]`, terminated bool `[B]`, truncated bool
         `[B]`, info.
         """
@@ -68,7 +71,7 @@ class SegmentationVectorEnv(VectorEnv, abc.ABC):
     @torch.no_grad()
     def reset(  # type: ignore[override]
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[torch.Tensor, dict[str, Any]]:
+    ) -> tuple[Observation, dict[str, Any]]:
         """Starts B episodes, on the given rows and seeds or on drawn ones."""
         if seed is not None:
             self._np_random, self._np_random_seed = gymnasium.utils.seeding.np_random(seed)
@@ -89,7 +92,7 @@ class SegmentationVectorEnv(VectorEnv, abc.ABC):
     @torch.no_grad()
     def step(  # type: ignore[override]
         self, actions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
+    ) -> tuple[Observation, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
         """Applies one action per image.
 
         All B episodes have the same length, so they end together; with SAME_STEP the next B episodes start in the
@@ -102,10 +105,10 @@ class SegmentationVectorEnv(VectorEnv, abc.ABC):
         return observation, reward, terminated, truncated, info
 
 
-class SingleImageEnv(gymnasium.Env[np.ndarray, np.ndarray]):
+class SingleImageEnv(gymnasium.Env[Any, np.ndarray]):
     """The single-image view of a `SegmentationVectorEnv` of one:
 
-    NumPy in, NumPy out, so that any agent can be run on it.
+    NumPy in, NumPy out (a dictionary of arrays where the space is a `Dict`), so that any agent can be run on it.
     """
 
     def __init__(self, vector_env: SegmentationVectorEnv) -> None:
@@ -116,9 +119,7 @@ class SingleImageEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.action_space = vector_env.single_action_space
         self.metadata = {"render_modes": []}
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Starts an episode on one image; the generator of gymnasium draws which."""
         super().reset(seed=seed)
         if not (options and "rows" in options):
@@ -127,12 +128,19 @@ class SingleImageEnv(gymnasium.Env[np.ndarray, np.ndarray]):
                 "seeds": self.np_random.integers(0, 2**62, size=1),
             }
         observation, info = self.vector_env.reset(options=options)
-        return observation[0].float().cpu().numpy(), info
+        return _first(observation), info
 
     @torch.no_grad()
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Applies one action `[…]` float32."""
-        actions = torch.as_tensor(np.asarray(action, dtype=np.float32))[None]
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Applies one action `[…]` of the action space's own type."""
+        actions = torch.as_tensor(np.asarray(action, dtype=self.action_space.dtype))[None]
         observation, reward, terminated, truncated, info = self.vector_env.advance(actions.to(self.vector_env.device))
         scalars = {name: float(value[0]) for name, value in info.items() if torch.is_tensor(value) and value.ndim == 1}
-        return observation[0].float().cpu().numpy(), float(reward[0]), bool(terminated[0]), bool(truncated[0]), scalars
+        return _first(observation), float(reward[0]), bool(terminated[0]), bool(truncated[0]), scalars
+
+
+def _first(observation: torch.Tensor | dict[str, torch.Tensor]) -> Any:
+    """Returns the observation of the first image, as float32 arrays."""
+    if isinstance(observation, dict):
+        return {name: _first(value) for name, value in observation.items()}
+    return observation[0].float().cpu().numpy()

@@ -104,6 +104,10 @@ class DeviceDataset:
             numbers.append(row)
         return torch.tensor(numbers, dtype=torch.int64)
 
+    def sizes(self, rows: Tensor) -> Tensor:
+        """(H, W) in pixels of the images of some rows int64 [B], int64 [B, 2] on the device; reads no image."""
+        return self._device_sizes.index_select(0, torch.tensor(self._numbers(rows), device=self.device))
+
     def images(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Images of some rows.
 

@@ -23,7 +23,7 @@ from raysseg.functional.state import plane_count
 from raysseg.segmenters import Segmenter, build_segmenter
 
 
-class EILVectorEnv(SegmentationVectorEnv):
+class EILVectorEnv(SegmentationVectorEnv[torch.Tensor]):
     """B episodes of label inference on the training split.
 
     Observation: the operators' planes `[B, S, h, w]` float32. Action: thresholds `[B, A]` in [0, 1] (a mask
