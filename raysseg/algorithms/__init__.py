@@ -1,8 +1,11 @@
 """The methods: what a user of RLlib imports."""
 
 from raysseg.algorithms.eil import EILConfig, EILSettings
-from raysseg.algorithms.eil.env import register
+from raysseg.algorithms.eil.env import register as register_eil
+from raysseg.algorithms.ralis import RALISConfig, RALISSettings
+from raysseg.algorithms.ralis.env import register as register_ralis
 
-register()
+register_eil()
+register_ralis()
 
-__all__ = ["EILConfig", "EILSettings"]
+__all__ = ["EILConfig", "EILSettings", "RALISConfig", "RALISSettings"]

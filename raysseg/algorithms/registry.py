@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from raysseg.algorithms.eil.config import EILConfig, EILSettings
+from raysseg.algorithms.ralis.config import RALISConfig, RALISSettings
 from raysseg.core.config import SegmentationConfig
 from raysseg.core.settings import MethodSettings
 from raysseg.errors import InputError, nearest_name
@@ -22,6 +23,7 @@ class Method:
 
 METHODS = {
     "eil": Method(settings=EILSettings, config=EILConfig, section="eil", pretraining={"policy": "none", "stages": 0}),
+    "ralis": Method(settings=RALISSettings, config=RALISConfig, section="ralis", pretraining={"policy": "none"}),
 }
 
 

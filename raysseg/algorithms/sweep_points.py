@@ -41,6 +41,16 @@ CHANGEABLE: dict[str, tuple[str, ...]] = {
         "eil.exploration.assessor_optimiser.learning_rate",
         "eil.exploration.assessor_optimiser.clip_norm",
     ),
+    "ralis": (
+        "training.refine_learning_rate",
+        "training.optimiser.clip_norm",
+        "ralis.learning.gamma",
+        "ralis.learning.epsilon_end",
+        "ralis.learning.epsilon_decay",
+        "ralis.learning.target_rate",
+        "ralis.learning.optimiser.learning_rate",
+        "ralis.learning.optimiser.clip_norm",
+    ),
 }
 """Per method, the keys that take effect when a run goes on from a checkpoint with another value."""
 
@@ -344,7 +354,10 @@ def stages_of(settings: MethodSettings) -> int | None:
     """Returns the number of stages of a run, where the method's section says it."""
     section = getattr(settings, get_method(settings.method).section, None)
     stages = getattr(section, "stages", None)
-    return stages if isinstance(stages, int) else None
+    if isinstance(stages, int):
+        return stages
+    budgets = getattr(section, "budgets", None)
+    return None if budgets is None else len(budgets)
 
 
 def _check_stages(sweep: Sweep, jobs: Sequence[Job]) -> None:

@@ -4,19 +4,21 @@ code, [R]: reconstruction.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from raysseg.configuration import Settings
 from raysseg.core.config import SegmentationConfig, any_space
-from raysseg.core.settings import MethodSettings, OptimiserSettings, ReplaySettings, TrainingSettings
+from raysseg.core.settings import MethodSettings, OptimiserSettings, ReplaySettings
 from raysseg.data.augmentation import AugmentationSettings
+from raysseg.segmenters.settings import SegmenterSettings
 
 UNVARIED = AugmentationSettings(scale=(1.0, 1.0), flip=0.0, rotation=0.0, crop=None)
 Policy = Literal["none", "uniform", "entropy", "bald", "margin", "coreset", "query", "full"]
 Pooling = Literal["min", "mean", "max"]
+Normalisation = Literal["running", "layer"]
 
 
 class SetsOptions(Settings):
@@ -25,7 +27,9 @@ class SetsOptions(Settings):
     state: int = Field(10, ge=1, description="[P] |D_S|: images whose regions are the state")
     play: int = Field(100, ge=2, description="[P] |D_T|: images on which the labelling game is played (CamVid)")
     start: int = Field(
-        20, ge=1, description="[R] of D_T: images whose labels train the segmenter that every played episode starts with"
+        20,
+        ge=1,
+        description="[R] of D_T: images whose labels train the segmenter that every played episode starts with",
     )
     reward: int = Field(80, ge=1, description="[R] |D_R|: images on which the reward is measured; [C] CamVid's val set")
 
@@ -108,6 +112,11 @@ class LearningOptions(Settings):
     target: Literal["hard", "soft"] = Field("hard", description="[C] copies of the query network")
     target_interval: int = Field(5, ge=1, description="[C] updates between two copies; used by 'hard'")
     target_rate: float = Field(0.005, gt=0, le=1, description="[R] share per update; used by 'soft'")
+    normalisation: Normalisation = Field(
+        "running",
+        description="[R] of the query network: 'running' by running statistics, in training as when it acts; 'layer' by "
+        "those of each region alone; [C] has batch normalisation, whose statistics are those of 16 transitions",
+    )
     epsilon_start: float = Field(0.9, ge=0, le=1, description="[C]")
     epsilon_end: float = Field(0.05, ge=0, le=1, description="[C]")
     epsilon_decay: float = Field(
@@ -144,7 +153,7 @@ class RALISOptions(Settings):
     def _possible(self) -> RALISOptions:
         if any(later <= earlier for earlier, later in zip(self.budgets, self.budgets[1:], strict=False)):
             raise ValueError(f"budgets must rise, not {list(self.budgets)}")
-        for name, budget in [("learning.budget", self.learning.budget), *(("budgets", one) for one in self.budgets)]:
+        for name, budget in (("learning.budget", self.learning.budget), ("the largest of budgets", self.budgets[-1])):
             if budget % self.per_step:
                 raise ValueError(f"{name} is {budget}, which is not a multiple of per_step, {self.per_step}")
         played = (self.sets.play - self.sets.start) * self.regions.count
@@ -163,6 +172,23 @@ class RALISOptions(Settings):
     def learns(self) -> bool:
         """Whether a query network is trained at all."""
         return self.policy == "query"
+
+    def network(self, num_classes: int) -> dict[str, Any]:
+        """Returns the arguments of the query network."""
+        regions = self.regions
+        state, action = regions.state_features(num_classes), regions.action_features(num_classes)
+        return {
+            "state_size": self.sets.state * regions.count,
+            "state_features": state,
+            "action_features": action,
+            "histograms": action - state,
+            "normalisation": self.learning.normalisation,
+        }
+
+    @property
+    def steps_per_episode(self) -> int:
+        """Steps of one played episode."""
+        return self.learning.budget // self.per_step
 
     @property
     def labels(self) -> bool:
@@ -185,3 +211,64 @@ class RALISSettings(MethodSettings):
         if self.data.scribbles != "none":
             raise ValueError(f"data.scribbles is '{self.data.scribbles}', but RALIS labels regions: use 'none'")
         return self
+
+    @property
+    def own_segmenter(self) -> SegmenterSettings:
+        """The segmenter's settings as this variant uses them: for 'bald' with its dropout, in training too."""
+        dropout = {"dropout": self.ralis.dropout} if self.ralis.policy == "bald" else {}
+        return self.segmenter.model_copy(update=dropout)
+
+
+class RALISConfig(SegmentationConfig):
+    """RLlib's configuration of RALIS: `RALISConfig().apply(RALISSettings(…), run_dir=…).build_algo()`."""
+
+    settings: RALISSettings
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        if algo_class is None:
+            from raysseg.algorithms.ralis.algorithm import RALIS
+
+            algo_class = RALIS
+        super().__init__(algo_class=algo_class)
+        from raysseg.algorithms.ralis.env_runner import RALISEnvRunner
+
+        self.env_runners(env_runner_cls=RALISEnvRunner)
+
+    def get_default_learner_class(self) -> type:
+        """Returns RALIS' learner."""
+        from raysseg.algorithms.ralis.learner import RALISLearner
+
+        return RALISLearner
+
+    def segmenter_spec(self) -> RLModuleSpec:
+        """Returns the specification of the segmenter's module, with the variant's dropout."""
+        spec = super().segmenter_spec()
+        spec.model_config["segmenter"] = self.settings.own_segmenter.model_dump()
+        return spec
+
+    def method_specs(self) -> dict[str, RLModuleSpec]:
+        """Returns the module of the starting segmenters, and the query network's where the variant trains one."""
+        from raysseg.algorithms.ralis.module import QUERY, START, QueryModule, StartModule
+        from raysseg.data.store import Store
+
+        settings = self.settings
+        num_classes = Store.open(self.store_uri).info.num_classes
+        specs = {
+            START: RLModuleSpec(
+                module_class=StartModule,
+                **any_space(),
+                model_config={
+                    "segmenter": settings.own_segmenter.model_dump(),
+                    "num_classes": num_classes,
+                    "seed": settings.seed,
+                    "pretrained": settings.training.pretrained,
+                },
+            )
+        }
+        if settings.ralis.learns:
+            specs[QUERY] = RLModuleSpec(
+                module_class=QueryModule,
+                **any_space(),
+                model_config={"network": settings.ralis.network(num_classes), "seed": settings.seed},
+            )
+        return specs
