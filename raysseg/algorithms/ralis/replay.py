@@ -6,9 +6,9 @@
 
     transition (t, k):   s_t,  candidate chosen of pool k at t,  r,  s_{t+1},  pool k at t + 1
 
-A transition's identifier is the first one of its episode + t·K + k and so says where its tensors are: states and candidates are
-held once per step, for K transitions of that step and K of the one before. Transitions go one by one, episodes when none
-of their transitions is left.
+A transition's identifier is the first one of its episode + t·K + k and so says where its tensors are: states and
+candidates are held once per step, for K transitions of that step and K of the one before. Transitions go one by one,
+episodes when none of their transitions is left.
 """
 
 from __future__ import annotations
