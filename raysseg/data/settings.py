@@ -14,7 +14,16 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from raysseg.configuration import Settings
-from raysseg.data.readers import CamvidReader, FolderReader, FolderSettings, Reader, SampleFiles, VocReader, VocSettings
+from raysseg.data.readers import (
+    CamvidReader,
+    CityscapesReader,
+    FolderReader,
+    FolderSettings,
+    Reader,
+    SampleFiles,
+    VocReader,
+    VocSettings,
+)
 from raysseg.data.sample import DatasetInfo, Sample
 from raysseg.data.scribbles import ScribbleSettings
 from raysseg.data.store import SCHEMA_VERSION, Store, write_store
@@ -31,7 +40,7 @@ Track = Callable[[Iterable[Sample], int], Iterable[Sample]]
 class DataSettings(Settings):
     """Where the samples come from and which scribbles they carry."""
 
-    source: Literal["synthetic", "store", "folder", "camvid", "voc"] = Field(
+    source: Literal["synthetic", "store", "folder", "camvid", "cityscapes", "voc"] = Field(
         default="synthetic", description="Kind of data: made from a seed, a built store, or a public format. [R]"
     )
     path: str | None = Field(default=None, description="Folder of the data; of a store also a pyarrow.fs URI. [R]")
@@ -232,4 +241,6 @@ def _reader(settings: DataSettings) -> Reader:
         return FolderReader(root, settings.folder)
     if settings.source == "camvid":
         return CamvidReader(root)
+    if settings.source == "cityscapes":
+        return CityscapesReader(root)
     return VocReader(root, settings.voc)

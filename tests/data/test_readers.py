@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 from PIL import Image
 from scipy import io as scipy_io
 
-from raysseg.data.readers import CamvidReader, FolderReader, FolderSettings, VocReader, VocSettings
+from raysseg.data.readers import CamvidReader, CityscapesReader, FolderReader, FolderSettings, VocReader, VocSettings
 from raysseg.data.readers.camvid import CLASSES
+from raysseg.data.readers.cityscapes import classes_of_label_ids
 from raysseg.data.readers.images import classes_of, read_image, read_index_map
 from raysseg.data.readers.voc import CLASS_NAMES, read_sbd, read_scribble_xml
 from raysseg.errors import InputError
@@ -264,6 +266,155 @@ class TestCamvid:
         assert sample.image.shape == (180, 240, 3)
         assert sample.label is not None
         assert set(np.unique(sample.label)) <= set(range(11)) | {255}
+
+
+@pytest.fixture
+def cityscapes(tmp_path: Path) -> Path:
+    """Two cities, one image with train ids besides its label ids; the other files of a release lie there, too."""
+    streets = [("train", "aachen", 0), ("train", "aachen", 1), ("train", "ulm", 0), ("val", "lindau", 0)]
+    for split, city, number in [*streets, ("test", "berlin", 0)]:
+        stem = f"{city}_{number:06d}_000019"
+        save(tmp_path / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png", picture())
+        labels = tmp_path / "gtFine" / split / city
+        save(labels / f"{stem}_gtFine_labelIds.png", np.array([[7, 8, 26, 33, 0, 3, 29, 255]] * 6, np.uint8))
+        save(labels / f"{stem}_gtFine_instanceIds.png", np.full((6, 8), 26001, np.uint16))
+        save(labels / f"{stem}_gtFine_color.png", np.full((6, 8, 4), 255, np.uint8))
+        (labels / f"{stem}_gtFine_polygons.json").write_text("{}")
+    train_ids = np.array([[0, 1, 13, 18, 255, 255, 255, 255]] * 6, np.uint8)
+    save(tmp_path / "gtFine/train/ulm/ulm_000000_000019_gtFine_labelTrainIds.png", train_ids)
+    (tmp_path / "gtFine/train/.hidden").touch()
+    return tmp_path
+
+
+def labels_of(root: Path, name: str) -> Path:
+    return root / "gtFine" / "train" / "aachen" / f"aachen_000000_000019_gtFine_{name}"
+
+
+class TestCityscapes:
+    def test_images_and_labels_of_all_cities(self, cityscapes: Path) -> None:
+        reader = CityscapesReader(cityscapes)
+        files = reader.files("train")
+        assert [one.key for one in files] == ["aachen_000000_000019", "aachen_000001_000019", "ulm_000000_000019"]
+        assert [one.key for one in reader.files("val")] == ["lindau_000000_000019"]
+        endings = [one.label.name.split("_")[-1] for one in files if one.label]
+        assert endings == ["labelIds.png", "labelIds.png", "labelTrainIds.png"], "train ids go before label ids"
+        for one in files:
+            sample = reader.read(one)
+            assert sample.label is not None
+            assert sample.label[2].tolist() == [0, 1, 13, 18, 255, 255, 255, 255]
+            assert sample.tags == (0, 1, 13, 18)
+            assert sample.scribble is None
+
+    def test_train_ids_alone_are_enough(self, cityscapes: Path) -> None:
+        (cityscapes / "gtFine/train/ulm/ulm_000000_000019_gtFine_labelIds.png").unlink()
+        assert len(CityscapesReader(cityscapes).files("train")) == 3
+
+    def test_every_label_id_is_its_class_or_never_counted(self) -> None:
+        ids = np.arange(34, dtype=np.uint8)[None]
+        counted = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+        expected = [counted.index(one) if one in counted else 255 for one in range(34)]
+        assert classes_of_label_ids(ids, Path("x")).tolist() == [expected]
+        assert classes_of_label_ids(np.full((1, 1), 255, np.uint8), Path("x")).tolist() == [[255]]
+        with pytest.raises(InputError, match=r"'x' holds the value 34 at row 0, column 1, .* no label id .* 0 to 33"):
+            classes_of_label_ids(np.array([[33, 34]], np.uint8), Path("x"))
+
+    def test_class_list(self, cityscapes: Path) -> None:
+        info = CityscapesReader(cityscapes).info
+        assert (info.num_classes, info.has_background) == (19, False)
+        assert info.palette[info.class_names.index("traffic light")] == (250, 170, 30)
+        assert [info.class_names[number] for number in (0, 10, 13, 16, 18)] == [
+            "road",
+            "sky",
+            "car",
+            "train",
+            "bicycle",
+        ]
+
+    def test_the_test_split_has_no_labels(self, cityscapes: Path) -> None:
+        reader = CityscapesReader(cityscapes)
+        (files,) = reader.files("test")
+        sample = reader.read(files)
+        assert (sample.key, sample.label, sample.tags) == ("berlin_000000_000019", None, ())
+
+    @pytest.mark.parametrize(
+        ("damage", "message"),
+        [
+            (
+                lambda r: labels_of(r, "labelIds.png").unlink(),
+                r"image '.*aachen_000000_000019_leftImg8bit.png' has no label: '.*aachen/aachen_000000_000019_gtFine_"
+                r"labelTrainIds.png' or '.*_labelIds.png' is expected, not .*_color.png, .*_instanceIds.png, .*json",
+            ),
+            (
+                lambda r: (r / "leftImg8bit/train/ulm/ulm_000000_000019_leftImg8bit.png").unlink(),
+                "label '.*ulm_000000_000019_gtFine_labelTrainIds.png' has no image 'ulm_000000_000019_leftImg8bit.png'",
+            ),
+            (lambda r: shutil.rmtree(r / "gtFine"), r"gtFine/train' of the labels does not exist\."),
+            (
+                lambda r: ((r / "gtFine").rename(r / "x"), (r / "gtCoarse" / "train").mkdir(parents=True)),
+                "does not exist; coarse labels, as in '.*gtCoarse/train', are not read",
+            ),
+            (
+                lambda r: [path.unlink() for path in (r / "gtFine/train").glob("*/*Ids.png")],
+                "gtFine/train' holds no label that ends in _gtFine_labelIds.png or _gtFine_labelTrainIds.png",
+            ),
+            (lambda r: shutil.copy(labels_of(r, "color.png"), labels_of(r, "labelIds.png")), "is a colour image .RGBA"),
+            (lambda r: shutil.copy(labels_of(r, "instanceIds.png"), labels_of(r, "labelIds.png")), "is of mode I;16"),
+            (
+                lambda r: shutil.copy(labels_of(r, "labelIds.png"), labels_of(r, "labelTrainIds.png")),
+                "labelTrainIds.png' holds the value 26 at row 0, column 2, .* 0 to 18 .road to bicycle",
+            ),
+            (lambda r: save(labels_of(r, "labelIds.png"), index_map(7, height=5)), "has 8×5 pixels"),
+            (
+                lambda r: save(r / "leftImg8bit/train/loose_leftImg8bit.png", picture()),
+                "loose_leftImg8bit.png' lies outside of a city's folder",
+            ),
+            (
+                lambda r: save(r / "leftImg8bit/train/ulm/ulm_1.png", picture()),
+                "ulm_1.png' is not an image of Cityscapes; '<city>_<sequence>_<frame>_leftImg8bit.png' is expected",
+            ),
+            (
+                lambda r: save(r / "leftImg8bit/train/ulm/aachen_000000_000019_leftImg8bit.png", picture()),
+                "are two images of one name",
+            ),
+        ],
+    )
+    def test_wrong_files(self, cityscapes: Path, damage: Callable[[Path], object], message: str) -> None:
+        damage(cityscapes)
+        reader = CityscapesReader(cityscapes)
+        with pytest.raises(InputError, match=message) as error:
+            _ = [reader.read(files) for files in reader.files("train")]
+        assert "\n" not in str(error.value)
+
+    def test_wrong_places(self, cityscapes: Path, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="no split 'vall'; did you mean 'val'"):
+            CityscapesReader(cityscapes).files("vall")
+        (tmp_path / "above" / "cityscapes" / "leftImg8bit").mkdir(parents=True)
+        with pytest.raises(InputError, match=r"no folder 'leftImg8bit'; did you mean '.*above/cityscapes'"):
+            CityscapesReader(tmp_path / "above")
+
+    def test_a_real_image_in_the_real_layout(self, tmp_path: Path, shared_data: Path) -> None:
+        source = shared_data / "samples" / "cityscapes1"
+        (image,) = source.rglob("*_leftImg8bit.png")
+        found = {}
+        for ending in ("labelIds", "labelTrainIds"):
+            root = tmp_path / ending
+            (label,) = source.rglob(f"*_{ending}.png")
+            for path, folder in ((image, "leftImg8bit"), (label, "gtFine")):
+                place = root / folder / "val" / "frankfurt" / path.name
+                place.parent.mkdir(parents=True)
+                place.symlink_to(path)
+            reader = CityscapesReader(root)
+            (files,) = reader.files("val")
+            assert files.key == "frankfurt_000000_000294"
+            sample = reader.read(files)
+            assert sample.label is not None
+            assert sample.image.shape[:2] == sample.label.shape
+            found[ending] = sample.label
+        by_ids, by_train_ids = found["labelIds"], found["labelTrainIds"]
+        assert set(np.unique(by_train_ids)) == {0, 1, 2, 4, 5, 7, 8, 10, 11, 13, 255}
+        # The two files of this sample were made small one by one, and differ along borders.
+        assert (by_ids == by_train_ids).mean() > 0.9
+        assert set(np.unique(by_ids)) == set(np.unique(by_train_ids))
 
 
 XML = """<annotation><folder>pascal_2012</folder><filename>2007_000001.jpg</filename><size><width>8</width></size>

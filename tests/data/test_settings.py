@@ -173,6 +173,26 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path, folder: Path) -> None:
     assert not list((tmp_path / "cache").iterdir())
 
 
+def test_cityscapes_has_no_scribbles_of_its_own(tmp_path: Path) -> None:
+    for split, city in (("train", "aachen"), ("val", "lindau")):
+        for kind, ending in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds")):
+            path = tmp_path / "data" / kind / split / city / f"{city}_000000_000019_{ending}.png"
+            path.parent.mkdir(parents=True)
+            values = np.full((40, 40), 7, np.uint8)
+            values[10:, 10:] = 26
+            Image.fromarray(values if kind == "gtFine" else values[..., None].repeat(3, -1)).save(path)
+    with pytest.raises(InputError, match=r"training image 'aachen_000000_000019' of .* has no scribble"):
+        open_dataset(settings(source="cityscapes", path=str(tmp_path / "data")), tmp_path / "cache")
+    none = settings(source="cityscapes", path=str(tmp_path / "data"), scribbles="none")
+    store = open_dataset(none, tmp_path / "cache")
+    label = store.label("lindau_000000_000019")
+    assert label is not None
+    assert set(np.unique(label)) == {0, 13}
+    made = open_dataset(none.model_copy(update={"scribbles": "generate"}), tmp_path / "cache")
+    assert made.scribble("aachen_000000_000019") is not None
+    assert made.scribble("lindau_000000_000019") is None
+
+
 def test_camvid_gets_scribbles_where_it_has_none(tmp_path: Path, shared_data: Path) -> None:
     for split in ("train", "val"):
         for kind in ("images", "labels"):
