@@ -15,6 +15,7 @@ from ray.exceptions import RayTaskError
 from raysseg.cli.compare import compare_command
 from raysseg.cli.data import data_app
 from raysseg.cli.evaluate import evaluate_command
+from raysseg.cli.label import label_app
 from raysseg.cli.predict import predict_command
 from raysseg.cli.report import report_command
 from raysseg.cli.train import recipes_command, train_command
@@ -45,6 +46,7 @@ app.command("compare")(compare_command)
 app.command("report")(report_command)
 app.command("recipes")(recipes_command)
 app.add_typer(data_app, name="data")
+app.add_typer(label_app, name="label")
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -40,9 +40,7 @@ def labelling_interface(classes: Sequence[str], palette: Sequence[tuple[int, int
     )
 
 
-def task(
-    region: str, url: str, classes: Sequence[str], prelabel: np.ndarray | None, *, score: float, version: str
-) -> dict[str, Any]:
+def task(region: str, url: str, classes: Sequence[str], prelabel: np.ndarray | None, *, version: str) -> dict[str, Any]:
     """Returns the task of one region, to be imported.
 
     Args:
@@ -50,7 +48,6 @@ def task(
         url: what stands before `crops/…` and `context/…` in the addresses of the pictures.
         classes: names of the classes.
         prelabel: uint8 [h, w], the segmenter's classes; None where there is none.
-        score: of the region.
         version: of who predicted.
     """
     addresses = {
@@ -63,7 +60,6 @@ def task(
         made["predictions"] = [
             {
                 "model_version": version,
-                "score": score,
                 "result": [
                     {
                         "id": f"class-{number}",

@@ -15,8 +15,9 @@ from raysseg.labelling.durable import write_durably
 class Asked:
     """A region that a person was asked for.
 
-    `box` is (x0, y0, x1, y1) in pixels; `score` what the policy gave it, None where it gives none; `policy_version` and
-    `segmenter_version` the networks that chose (0: the starting ones); `prelabel` the digest of the segmenter's classes.
+    `box` is (x0, y0, x1, y1) in pixels; `score` what the policy gave it, None where it gives none; `policy_version` the
+    fingerprint of the networks that chose, `answers` on how many answers they were trained; `prelabel` the digest of the
+    segmenter's classes, None where it knew none.
     """
 
     id: str
@@ -25,8 +26,8 @@ class Asked:
     score: float | None
     round: int
     policy: str
-    policy_version: int
-    segmenter_version: int
+    policy_version: str
+    answers: int
     prelabel: str | None
 
     def line(self) -> str:
