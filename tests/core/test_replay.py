@@ -101,6 +101,28 @@ def test_other_columns_are_refused() -> None:
 
 
 @pytest.mark.usefixtures("small_segments")
+def test_any_columns_are_held_that_tell_their_versions(tmp_path: Path) -> None:
+    versions = [pa.field("segmenter_version", pa.int32()), pa.field("policy_version", pa.int32())]
+    schema = pa.schema([pa.field("name", pa.string()), *versions])
+    buffer = ReplayBuffer(ReplaySettings(capacity=20), schema)
+    for first in range(0, 30, 3):
+        names = [str(first + index) for index in range(3)]
+        columns = [pa.array(names), pa.array([0] * 3, pa.int32()), pa.array([first] * 3, pa.int32())]
+        buffer.add(pa.RecordBatch.from_arrays(columns, schema=schema))
+    assert buffer.drop_older(segmenter_version=0, policy_version=15) == 5
+    assert (buffer.next_id, buffer.ids.tolist()) == (30, list(range(15, 30)))
+    copy = ReplayBuffer(ReplaySettings(capacity=20), schema)
+    copy.load(tmp_path, json.loads(json.dumps(buffer.save(tmp_path))))
+    drawn = copy.sample(15, generator(0))
+    assert drawn.schema.names == ["name", "segmenter_version", "policy_version", "id", "weight"]
+    assert drawn.column("name").to_pylist() == [str(number) for number in range(15, 30)]
+    with pytest.raises(ValueError, match="with the columns"):
+        buffer.add(batch(0, 1))
+    with pytest.raises(ValueError, match="need the column policy_version"):
+        ReplayBuffer(ReplaySettings(), schema.remove(2))
+
+
+@pytest.mark.usefixtures("small_segments")
 def test_drawn_transitions_are_what_was_added_whatever_became_of_their_batches() -> None:
     buffer = buffer_of(40, *[3] * 20)
     drawn = buffer.sample(40, generator(0))
