@@ -23,8 +23,11 @@ from PIL import Image
 from raysseg.labelling.ledger import Ledger, read_answers, read_mask
 
 KILLS_PER_LEDGER = 50
-LONGEST = 0.03
-"""Seconds after the fork within which a process is killed."""
+LONGEST = 0.02
+"""Seconds within which a process is killed, after it was forked or after it opened the ledger."""
+
+OPENED = -1
+"""What a process says in place of an answer's number once it has opened the ledger."""
 
 
 def mask_of(number: int) -> np.ndarray:
@@ -32,48 +35,58 @@ def mask_of(number: int) -> np.ndarray:
     return np.random.default_rng(number // 3).integers(0, 5, (12, 16), dtype=np.uint8)
 
 
-def write_in_pieces(choose: random.Random) -> None:
-    """Makes the writing of a line take its time, a few bytes after the other, so that many kills find half a line."""
-    whole = os.pwrite
+def write_slowly(choose: random.Random) -> None:
+    """Makes writing take its time, as on a slow disk: many kills then find half a line, or a label map without its name."""
+    write, sync = os.pwrite, os.fsync
 
-    def write(descriptor: int, data: bytes, at: int) -> int:
+    def write_some(descriptor: int, data: bytes, at: int) -> int:
         time.sleep(0.0003)
-        return whole(descriptor, data[: choose.randint(1, 40)], at)
+        return write(descriptor, data[: choose.randint(1, 40)], at)
 
-    os.pwrite = write
+    def sync_late(descriptor: int) -> None:
+        time.sleep(0.0005)
+        sync(descriptor)
+
+    os.pwrite, os.fsync = write_some, sync_late
 
 
-def answer(folder: Path, acknowledged: int, pieces: random.Random | None) -> None:
+def answer(folder: Path, acknowledged: int, slow: random.Random | None) -> None:
     """Adds the answers of all regions from the first on, and acknowledges each."""
-    if pieces is not None:
-        write_in_pieces(pieces)
+    if slow is not None:
+        write_slowly(slow)
     with Ledger(folder) as ledger:
+        os.write(acknowledged, struct.pack("<i", OPENED))
         number = 0
         while True:
             outcome = ledger.add(f"region {number}", mask_of(number), round_number=1, source="a file")
             assert outcome != "different", number
             os.write(acknowledged, struct.pack("<i", number))
             number += 1
+            # On a disk in memory a process would otherwise add answers by the thousand, which only take time to check.
+            time.sleep(0.0005)
 
 
 def kill_one(folder: Path, choose: random.Random) -> int:
     """Starts a process that answers, kills it, and returns how many answers it acknowledged."""
     reading, writing = os.pipe()
-    pieces = random.Random(choose.random()) if choose.random() < 0.5 else None
+    slow = random.Random(choose.random()) if choose.random() < 0.35 else None
     child = os.fork()
     if child == 0:
         os.close(reading)
         try:
-            answer(folder, writing, pieces)
+            answer(folder, writing, slow)
         finally:
             os._exit(1)
     os.close(writing)
+    if choose.random() < 0.8:
+        assert os.read(reading, 4) == struct.pack("<i", OPENED)
     time.sleep(choose.uniform(0, LONGEST))
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), f"the process ended by itself with {status}"
     with os.fdopen(reading, "rb") as stream:
-        numbers = [number for (number,) in struct.iter_unpack("<i", stream.read())]
+        said = [number for (number,) in struct.iter_unpack("<i", stream.read())]
+    numbers = [number for number in said if number != OPENED]
     assert numbers == list(range(len(numbers)))
     return len(numbers)
 
