@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from algorithms import tiny_ralis
 from algorithms.tiny_eil import Bench, build, play, settings_of
 
 from raysseg.algorithms.eil.algorithm import EIL
@@ -58,3 +59,21 @@ def trained(tmp_path: Path, store_uri: str, pretrained: str) -> Callable[..., tu
     yield train
     for algorithm in runs:
         algorithm.stop()
+
+
+@pytest.fixture(scope="session")
+def game_store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The scenes on which labelling is played."""
+    return open_dataset(tiny_ralis.settings_of().data, tmp_path_factory.mktemp("game")).uri
+
+
+@pytest.fixture
+def game_bench(tmp_path: Path, game_store: str) -> Callable[..., tiny_ralis.GameBench]:
+    """Makes an actor with changes to the small settings."""
+    made: list[Path] = []
+
+    def make(**changes: Any) -> tiny_ralis.GameBench:
+        made.append(tmp_path / f"game-{len(made)}")
+        return tiny_ralis.GameBench(tiny_ralis.settings_of(**changes), made[-1], game_store)
+
+    return make

@@ -47,10 +47,10 @@ class EncoderMaps(Protocol):
     """Where the decoder's input comes from."""
 
     def batches(self, segmenter: Segmenter, rows: np.ndarray) -> Iterator[Encoded]:
-        """Yields the maps of images in batches, each image exactly once; without gradients, in evaluation mode.
+        """Yields the maps of images in batches, each image exactly once; without gradients.
 
         Args:
-            segmenter: whose encoder it is.
+            segmenter: whose encoder it is, in evaluation mode.
             rows: int64 `[M]`.
         """
 
@@ -74,7 +74,7 @@ class FreshMaps:
             images, sizes = self._source.images(torch.as_tensor(rows[first : first + self._batch_size]))
             for size, members in _by_size([(int(height), int(width)) for height, width in sizes.tolist()]).items():
                 pixels = normalise(images[members, :, : size[0], : size[1]])
-                with evaluation_mode(segmenter), self._autocast():
+                with self._autocast():
                     maps = segmenter.encode(pixels)
                 yield Encoded(places=first + np.array(members), size=size, maps=maps)
 
@@ -147,7 +147,7 @@ class KeptMaps:
             level[0].half() if used else level.new_zeros(()).half().expand(level.shape[1:])
             for level, used in zip(maps, self._used, strict=True)
         ]
-        if not all(bool(torch.isfinite(level).all()) for level in halves):
+        if not all(bool(torch.isfinite(level).all()) for level, used in zip(halves, self._used, strict=True) if used):
             raise NonFiniteError(
                 f"The encoder's maps of the image in row {row} are not finite in half precision; set ralis.episode.scope to 'all'."
             )

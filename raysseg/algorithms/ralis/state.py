@@ -133,19 +133,20 @@ class RegionDescriber:
         Source: RALIS, Sec. 3.2 and 3.3.
         """
         found: dict[str, Tensor] = {}
-        for batch in maps.batches(segmenter, rows):
-            with evaluation_mode(segmenter), self._autocast():
-                output = segmenter.decode(batch.maps, batch.size)
-            parts = self._of_batch(output, batch.size, wanted)
-            if wanted.score == "bald":
-                # The first row names the batch, so that the draws depend on nothing but the order of rows.
-                own_seed = int(generator(seed, "dropout", int(batch.places[0])).integers(2**62))
-                parts["scores"] = self._bald(segmenter, batch.maps, batch.size, own_seed)
-            places = torch.as_tensor(batch.places, device=output.logits.device)
-            for name, part in parts.items():
-                if name not in found:
-                    found[name] = part.new_empty(len(rows), *part.shape[1:])
-                found[name][places] = part
+        with evaluation_mode(segmenter):
+            for batch in maps.batches(segmenter, rows):
+                with self._autocast():
+                    output = segmenter.decode(batch.maps, batch.size)
+                parts = self._of_batch(output, batch.size, wanted)
+                if wanted.score == "bald":
+                    # The first row names the batch, so that the draws depend on nothing but the order of rows.
+                    own_seed = int(generator(seed, "dropout", int(batch.places[0])).integers(2**62))
+                    parts["scores"] = self._bald(segmenter, batch.maps, batch.size, own_seed)
+                places = torch.as_tensor(batch.places, device=output.logits.device)
+                for name, part in parts.items():
+                    if name not in found:
+                        found[name] = part.new_empty(len(rows), *part.shape[1:])
+                    found[name][places] = part
         for name, part in found.items():
             if not bool(torch.isfinite(part).all()):
                 bad = (~torch.isfinite(part.flatten(1)).all(1)).nonzero()[0].item()
@@ -170,7 +171,7 @@ class RegionDescriber:
             if wanted.score == "entropy":
                 parts["scores"] = region_means(entropy, *grid)
             if wanted.description:
-                classes = logits.argmax(1).to(torch.uint8)
+                classes = logits.max(1).indices.to(torch.uint8)
                 parts["shares"] = class_shares(classes, self._num_classes, *grid, regions.smoothing)
                 cells, poolings = regions.entropy_cells, regions.entropy_poolings
                 parts["entropies"] = pooled_entropies(entropy, *grid, cells, poolings)
