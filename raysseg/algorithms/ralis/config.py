@@ -18,7 +18,7 @@ from raysseg.segmenters.settings import SegmenterSettings
 UNVARIED = AugmentationSettings(scale=(1.0, 1.0), flip=0.0, rotation=0.0, crop=None)
 Policy = Literal["none", "uniform", "entropy", "bald", "margin", "coreset", "query", "full"]
 Pooling = Literal["min", "mean", "max"]
-Normalisation = Literal["running", "layer"]
+Normalisation = Literal["batch", "layer"]
 
 
 class SetsOptions(Settings):
@@ -102,7 +102,7 @@ class LearningOptions(Settings):
     budget: int = Field(480, ge=1, description="[C] regions that one played episode labels; Cityscapes 3840")
     pool_size: int = Field(20, ge=1, description="[C] N in played episodes")
     updates_per_step: float = Field(1.0, gt=0, description="[C] updates of the query network per step of an episode")
-    batch_size: int = Field(16, ge=1, description="[C] transitions per update")
+    batch_size: int = Field(16, ge=2, description="[C] transitions per update")
     gamma: float = Field(0.999, ge=0, le=1, description="[C] discount")
     double_q: Literal["standard", "paper"] = Field(
         "standard",
@@ -113,9 +113,9 @@ class LearningOptions(Settings):
     target_interval: int = Field(5, ge=1, description="[C] updates between two copies; used by 'hard'")
     target_rate: float = Field(0.005, gt=0, le=1, description="[R] share per update; used by 'soft'")
     normalisation: Normalisation = Field(
-        "running",
-        description="[R] of the query network: 'running' by running statistics, in training as when it acts; 'layer' by "
-        "those of each region alone; [C] has batch normalisation, whose statistics are those of 16 transitions",
+        "batch",
+        description="[C] of the query network, by the statistics of a minibatch, or where it scores by their running means; "
+        "[R] 'layer': of each region by its own. A whole state is always normalised by its own [R]",
     )
     epsilon_start: float = Field(0.9, ge=0, le=1, description="[C]")
     epsilon_end: float = Field(0.05, ge=0, le=1, description="[C]")

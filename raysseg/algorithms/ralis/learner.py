@@ -205,8 +205,6 @@ class RALISLearner(SegmentationLearner):
             return loss * (len(values) / share.total)
 
         loss = self.descend("query", optimiser, share, loss_of, clip_norm=settings.optimiser.clip_norm)
-        for norm in network.running_norms():
-            norm.absorb(self.learners.sum(norm.take_sums(), share))
         return loss, torch.cat(played)
 
     @torch.no_grad()
@@ -217,8 +215,12 @@ class RALISLearner(SegmentationLearner):
             if updates % settings.target_interval == 0:
                 module.target_query.load_state_dict(module.query.state_dict())
             return
-        pairs = (list(network.state_dict().values()) for network in (module.target_query, module.query))
-        torch._foreach_lerp_(*pairs, settings.target_rate)
+        current = module.query.state_dict()
+        for name, value in module.target_query.state_dict().items():
+            if value.is_floating_point():
+                value.lerp_(current[name], settings.target_rate)
+            else:
+                value.copy_(current[name])
 
     def _refuse_transitions(self, minibatch: Minibatch, loss: float) -> None:
         """Raises the error of a loss that is not finite."""

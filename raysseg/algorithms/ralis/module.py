@@ -30,72 +30,26 @@ ACTION_WIDTHS = (512, 256, 128)
 EMBEDDING = 128
 
 
-class RunningNorm(nn.Module):
-    """Normalises each of C features by running statistics, while it is trained as while it acts.
-
-    Batch normalisation proper would take, in training, the statistics of 16 transitions that share a handful of states,
-    and give every value a meaning that depends on the batch it was computed in. Here a value does not depend on its
-    batch; a pass in training mode only notes sums, and `absorb` moves the statistics afterwards, so that several
-    learners can add their sums up first. Until then there are no statistics, so the first pass in training takes its own:
-    otherwise a ReLU behind a layer whose values all happen to be negative would let nothing through.
+class RowNorm(nn.Module):
+    """Batch normalisation over all leading dimensions of `[..., C]`.
 
     Args:
         features: C.
-        momentum: share of the newest statistics; the first ones count alone.
 
-    Source: reconstruction; the authors' code has batch normalisation.
+    Source: RALIS, the authors' code.
     """
 
-    mean: torch.Tensor
-    variance: torch.Tensor
-    absorbed: torch.Tensor
-
-    def __init__(self, features: int, momentum: float = 0.05, epsilon: float = 1e-5) -> None:
+    def __init__(self, features: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(features))
-        self.bias = nn.Parameter(torch.zeros(features))
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("variance", torch.ones(features))
-        self.register_buffer("absorbed", torch.zeros(()))
-        self._momentum, self._epsilon = momentum, epsilon
-        self._sums: torch.Tensor | None = None
+        self.norm = nn.BatchNorm1d(features)
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Returns normalised values `[..., C]`."""
-        mean, variance = self.mean, self.variance
-        if self.training:
-            rows = values.detach().float().reshape(-1, values.shape[-1])
-            sums = torch.stack([torch.full_like(rows[0], len(rows)), rows.sum(0), rows.square().sum(0)])
-            self._sums = sums if self._sums is None else self._sums + sums
-            if not self.absorbed:
-                mean, variance = _moments(sums)
-        scale = self.weight * (variance + self._epsilon).rsqrt()
-        return (values - mean) * scale + self.bias
-
-    def take_sums(self) -> torch.Tensor:
-        """Returns the counts, sums and sums of squares `[3, C]` since the last call; zeros where nothing passed."""
-        sums, self._sums = self._sums, None
-        return torch.zeros(3, len(self.mean), device=self.mean.device) if sums is None else sums
-
-    @torch.no_grad()
-    def absorb(self, sums: torch.Tensor) -> None:
-        """Moves the statistics towards those of some sums `[3, C]`."""
-        mean, variance = _moments(sums)
-        self.absorbed += 1
-        share = (1.0 / self.absorbed).clamp(min=self._momentum)
-        self.mean.lerp_(mean, share)
-        self.variance.lerp_(variance, share)
-
-
-def _moments(sums: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns means and variances `[C]` from counts, sums and sums of squares `[3, C]`."""
-    count = sums[0].clamp(min=1.0)
-    mean = sums[1] / count
-    return mean, (sums[2] / count - mean.square()).clamp(min=0.0)
+        return self.norm(values.reshape(-1, values.shape[-1])).view(values.shape)
 
 
 def _norm(kind: Normalisation, features: int) -> nn.Module:
-    return RunningNorm(features) if kind == "running" else nn.LayerNorm(features)
+    return RowNorm(features) if kind == "batch" else nn.LayerNorm(features)
 
 
 def _shared(kind: Normalisation, features: int, widths: tuple[int, ...]) -> nn.Sequential:
@@ -115,9 +69,12 @@ class QueryNetwork(nn.Module):
         state_features: d, numbers of each of them.
         action_features: F = d + H, numbers of a candidate; the last H are its histograms of KL divergences.
         histograms: H; 0 leaves the gate out.
-        normalisation: `running` or `layer`.
+        normalisation: of what regions and candidates pass, `batch` or `layer`. The numbers of a whole state are always
+            normalised by themselves: a batch holds few distinct states, whose statistics would mean little.
 
-    Source: RALIS, Sec. 3.4 and the authors' code (widths); what normalises is a reconstruction.
+    Where it is trained it normalises by the statistics of its batch, wherever it scores by their running means.
+
+    Source: RALIS, Sec. 3.4 and the authors' code (layers and widths); how a state is normalised is a reconstruction.
     """
 
     def __init__(
@@ -127,7 +84,7 @@ class QueryNetwork(nn.Module):
         action_features: int,
         histograms: int,
         *,
-        normalisation: Normalisation = "running",
+        normalisation: Normalisation = "batch",
     ) -> None:
         super().__init__()
         if action_features != state_features + histograms:
@@ -137,7 +94,7 @@ class QueryNetwork(nn.Module):
             )
         self.histograms = histograms
         self.regions = _shared(normalisation, state_features, STATE_WIDTHS)
-        self.state = _shared(normalisation, state_size, (EMBEDDING,))
+        self.state = _shared("layer", state_size, (EMBEDDING,))
         self.action = _shared(normalisation, state_features, ACTION_WIDTHS)
         self.gate = _shared(normalisation, histograms, (1,)) if histograms else None
         self.joint = _norm(normalisation, EMBEDDING + ACTION_WIDTHS[-1])
@@ -159,10 +116,6 @@ class QueryNetwork(nn.Module):
         joint = torch.cat([embedded[:, None].expand(*action.shape[:2], -1), action], -1)
         values = self.last(self.joint(joint)).squeeze(-1)
         return values if self.gate is None else self.gate(divergences).squeeze(-1).sigmoid() * values
-
-    def running_norms(self) -> list[RunningNorm]:
-        """Returns the layers whose statistics are moved after each pass in training, always in one order."""
-        return [part for part in self.modules() if isinstance(part, RunningNorm)]
 
 
 class QueryModule(TorchRLModule, InferenceOnlyAPI):
