@@ -10,6 +10,7 @@ import typer
 import yaml
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from raysseg.cli.progress import Progress
 from raysseg.configuration import load_settings
@@ -22,7 +23,7 @@ from raysseg.labelling.ledger import Ledger
 from raysseg.labelling.networks import Networks, variant_options
 from raysseg.labelling.next_round import next_round
 from raysseg.labelling.overview import overview
-from raysseg.labelling.project import Project, SourceImage, create_project, list_images
+from raysseg.labelling.project import Project, check_project, create_project, list_images
 from raysseg.labelling.rounds import Rounds
 from raysseg.labelling.settings import LabellingSettings
 from raysseg.labelling.taking import AnswerTaker, Taken
@@ -77,15 +78,14 @@ def init(
     if "classes" not in values:
         raise InputError("The classes are not known: name them with --classes a,b,c, or give a variant with --from.")
     checked = load_settings(LabellingSettings, values, where="the options")
-    paths = list_images(images)
-    found = {}
-    with Progress(len(paths), "reading the images") as bar:
-        for number, (name, path) in enumerate(paths.items(), start=1):
-            height, width = read_image(path).shape[:2]
-            found[name] = SourceImage(file=path, size=(height, width))
-            bar.update(number)
-    # Networks that cannot be had are better said now than at the first round.
+    found = list_images(images)
+    check_project(run, checked, found)
+    # Networks that cannot be had are better said now than at the first round, and so are images that are broken.
     Networks(checked)
+    with Progress(len(found), "reading the images") as bar:
+        for number, image in enumerate(found.values(), start=1):
+            read_image(image.file)
+            bar.update(number)
     project = create_project(run, checked, found)
     _say(
         f"{len(found)} images with {project.grid.count} regions each ({project.total} in all), "
@@ -144,21 +144,23 @@ def add(
 def status(run: RunPart) -> None:
     """Show what was asked for, what was answered, and which classes the answers have."""
     shown = overview(Project(run))
-    rounds = Table(title=f"{run}: {shown.asked} of {shown.total} regions asked for, {shown.answered} answered")
+    _say(f"{shown.asked} of {shown.total} regions asked for, {shown.answered} answered")
+    rounds = Table()
     for column in ("round", "policy", "policy version", "trained on", "asked", "answered"):
         rounds.add_column(column, justify="left" if column.startswith("policy") else "right")
     for one in shown.rounds:
         rounds.add_row(
             str(one.number), one.policy, one.policy_version, f"{one.answers} answers", str(one.asked), str(one.answered)
         )
-    classes = Table(title=f"{shown.pixels} labelled pixels, {shown.open_pixels} left open")
+    Console().print(rounds)
+    _say(f"{shown.pixels} labelled pixels, {shown.open_pixels} left open")
+    classes = Table()
     classes.add_column("class")
     classes.add_column("share", justify="right")
     for name, share in shown.class_shares.items():
-        classes.add_row(name, f"{100 * share:.2f} %")
-    console = Console()
-    console.print(rounds)
-    console.print(classes)
+        # Text, not markup: a name may hold brackets.
+        classes.add_row(Text(name), f"{100 * share:.2f} %")
+    Console().print(classes)
     if shown.torn_bytes:
         _say(
             f"The ledger's last line is torn ({shown.torn_bytes} bytes that were never acknowledged); the next "

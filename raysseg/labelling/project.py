@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from PIL import Image
 
 from raysseg.configuration import load_settings
 from raysseg.data.readers.images import files_by_stem, read_image
@@ -102,16 +103,30 @@ class Project:
         return pixels
 
 
-def create_project(path: Path, settings: LabellingSettings, images: Mapping[str, SourceImage]) -> Project:
-    """Writes a new labelling run.
-
-    Args:
-        path: its folder, which is new or empty.
-        settings: everything that is fixed for it.
-        images: by name, all of them read before.
+def list_images(folder: Path) -> dict[str, SourceImage]:
+    """The images of a plain folder by name, with the sizes that their files announce; none of them is decoded.
 
     Raises:
-        InputError: the folder holds something, the grid does not divide an image, or a name could also be a region's.
+        InputError: there is none, something else, or a file that is no image inside.
+    """
+    paths = files_by_stem(folder, "image")
+    if not paths:
+        raise InputError(f"The folder '{folder}' holds no image.")
+    found = {}
+    for name, path in paths.items():
+        try:
+            with Image.open(path) as picture:
+                found[name] = SourceImage(file=path.absolute(), size=(picture.height, picture.width))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise InputError(f"The image '{path}' cannot be read as an image: {error}") from None
+    return found
+
+
+def check_project(path: Path, settings: LabellingSettings, images: Mapping[str, SourceImage]) -> None:
+    """Checks that a run can be made.
+
+    Raises:
+        InputError: its folder holds something, the grid does not divide an image, or a name could also be a region's.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{path} exists and is not an empty folder; choose another one for the run.")
@@ -121,6 +136,20 @@ def create_project(path: Path, settings: LabellingSettings, images: Mapping[str,
         parsed = grid.parse(name)
         if parsed is not None and parsed[0] in images:
             raise InputError(f"The image '{name}' has the name of a region of the image '{parsed[0]}'; rename it.")
+
+
+def create_project(path: Path, settings: LabellingSettings, images: Mapping[str, SourceImage]) -> Project:
+    """Writes a new labelling run.
+
+    Args:
+        path: its folder, which is new or empty.
+        settings: everything that is fixed for it.
+        images: by name.
+
+    Raises:
+        InputError: as `check_project`, or the disk refuses.
+    """
+    check_project(path, settings, images)
     lines = [
         json.dumps(
             {"image": name, "file": one.file.name, "height": one.size[0], "width": one.size[1]}, ensure_ascii=False
@@ -137,11 +166,3 @@ def create_project(path: Path, settings: LabellingSettings, images: Mapping[str,
     # The settings come last: with them the run exists.
     write_durably(path / SETTINGS, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
     return Project(path)
-
-
-def list_images(folder: Path) -> dict[str, Path]:
-    """The image files of a plain folder by name; raises `InputError` where there is none, or something else."""
-    found = files_by_stem(folder, "image")
-    if not found:
-        raise InputError(f"The folder '{folder}' holds no image.")
-    return {name: path.absolute() for name, path in found.items()}

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raysseg.data.readers.images import read_image
 from raysseg.labelling.answers import Given
 from raysseg.labelling.ledger import Ledger
-from raysseg.labelling.project import Project, SourceImage, create_project, list_images
+from raysseg.labelling.project import Project, create_project, list_images
 from raysseg.labelling.rounds import Asked, Rounds
 from raysseg.labelling.settings import LabellingSettings
 from raysseg.labelling.taking import AnswerTaker
@@ -58,11 +57,7 @@ def make_project(tmp_path: Path, image_folder: Path) -> Callable[..., Project]:
             **changes,
         }
         settings = LabellingSettings.model_validate({key: value for key, value in values.items() if value is not None})
-        sizes = {name: read_image(path).shape for name, path in list_images(image_folder).items()}
-        images = {
-            name: SourceImage(file=path, size=sizes[name][:2]) for name, path in list_images(image_folder).items()
-        }
-        return create_project(tmp_path / "run", settings, images)
+        return create_project(tmp_path / "run", settings, list_images(image_folder))
 
     return make
 
