@@ -25,6 +25,7 @@ from raysseg.core.modules import SEGMENTER, SegmenterModule
 from raysseg.core.weights import load_weights
 from raysseg.core.workspace import Workspace, choose_device
 from raysseg.evaluation import confusion_matrix, predict_probabilities
+from raysseg.functional.label_inference import predicted_classes
 
 
 class SegmentationEnvRunner(EnvRunner, Checkpointable):
@@ -101,7 +102,7 @@ class SegmentationEnvRunner(EnvRunner, Checkpointable):
                 autocast_dtype=self.workspace.low_precision,
             )
             total += confusion_matrix(
-                probabilities.argmax(1).to(torch.uint8), data.labels(index, -1), self.workspace.num_classes
+                predicted_classes(probabilities), data.labels(index, -1), self.workspace.num_classes
             )
         return total.cpu().numpy()
 

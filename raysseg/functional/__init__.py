@@ -13,6 +13,7 @@ from raysseg.functional.label_inference import (
     infer_labels,
     infer_labels_from_mask,
     infer_labels_oracle,
+    predicted_classes,
     within_window,
 )
 from raysseg.functional.random import mix, normal, uniform
@@ -87,6 +88,7 @@ __all__ = [
     "pixel_reliability",
     "plane_count",
     "pooled_entropies",
+    "predicted_classes",
     "q_loss",
     "quantiles_from_histogram",
     "region_means",

@@ -20,6 +20,7 @@ from raysseg.functional import (
     infer_labels,
     infer_labels_from_mask,
     infer_labels_oracle,
+    predicted_classes,
     within_window,
 )
 
@@ -114,6 +115,14 @@ def test_candidates_are_the_maximum_over_classes(num_classes: int) -> None:
     values, indices = probabilities.max(dim=1)
     assert torch.equal(classes.long(), indices)
     assert torch.equal(confidence, values)
+    logits = 3.0 * torch.randn(2, num_classes, 7, 5, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(predicted_classes(logits).long(), logits.argmax(dim=1))
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4), (1, 0, 4, 4)])
+def test_scores_without_classes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"expected \[B, K, H, W\]"):
+        predicted_classes(torch.zeros(shape))
 
 
 def test_a_pixel_without_a_number_is_never_adopted() -> None:

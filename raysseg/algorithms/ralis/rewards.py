@@ -8,6 +8,7 @@ import torch
 from raysseg.algorithms.ralis.maps import Autocast, EncoderMaps
 from raysseg.data.batches import GROUND_TRUTH, DeviceDataset
 from raysseg.evaluation import Scores, confusion_matrix
+from raysseg.functional.label_inference import predicted_classes
 from raysseg.segmenters import Segmenter, evaluation_mode, upsample_logits
 
 
@@ -31,8 +32,7 @@ def measure_miou(
         for batch in maps.batches(segmenter, rows):
             with autocast():
                 output = segmenter.decode(batch.maps, batch.size)
-            # `max` gives the classes in a quarter of the time that `argmax` takes on a CPU.
-            classes = upsample_logits(output.logits, batch.size).max(1).indices.to(torch.uint8)
+            classes = predicted_classes(upsample_logits(output.logits, batch.size))
             truth = data.labels(torch.as_tensor(rows[batch.places]), GROUND_TRUTH)
             total += confusion_matrix(classes, truth, segmenter.num_classes)
     return Scores.from_confusion(total).miou

@@ -24,6 +24,7 @@ from raysseg.core.seeding import generator
 from raysseg.errors import InputError, NonFiniteError
 from raysseg.functional.acquisition import BaldSums, add_bald_pass, bald_map, margin_map
 from raysseg.functional.divergence import divergence_histograms
+from raysseg.functional.label_inference import predicted_classes
 from raysseg.functional.regions import class_shares, entropy_map, pooled_entropies, region_means
 from raysseg.segmenters import Segmenter, SegmenterOutput, evaluation_mode, upsample_logits
 
@@ -171,7 +172,7 @@ class RegionDescriber:
             if wanted.score == "entropy":
                 parts["scores"] = region_means(entropy, *grid)
             if wanted.description:
-                classes = logits.max(1).indices.to(torch.uint8)
+                classes = predicted_classes(logits)
                 parts["shares"] = class_shares(classes, self._num_classes, *grid, regions.smoothing)
                 cells, poolings = regions.entropy_cells, regions.entropy_poolings
                 parts["entropies"] = pooled_entropies(entropy, *grid, cells, poolings)
