@@ -1,4 +1,4 @@
-"""Who chooses the regions: every policy against its obvious form, on the same pools; pools; ranking without labels."""
+"""Who chooses the regions: every policy against its obvious form, on the same pools."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from torch import nn
 from raysseg.algorithms.ralis.maps import FreshMaps
 from raysseg.algorithms.ralis.policies import POLICIES, Exploration, choose_by_query, choose_uniformly, epsilon_at
 from raysseg.algorithms.ralis.pools import Pools, check_grid, draw_pools
-from raysseg.algorithms.ralis.ranking import rank_regions
 from raysseg.algorithms.ralis.state import Observation, RegionDescriber, Wanted
 from raysseg.errors import InputError, NonFiniteError
 from raysseg.evaluation import predict_probabilities
@@ -262,62 +261,3 @@ def test_epsilon_falls_over_all_episodes() -> None:
 def test_values_that_are_not_finite_stop_the_run() -> None:
     with pytest.raises(NonFiniteError, match="value of the query network"):
         choose_by_query(observation_of(1, 2), Exploration(seed=0, query=Valued(torch.tensor([[0.0, np.nan]]))))
-
-
-# ---- without labels -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("policy", list(POLICIES))
-def test_regions_are_ranked_without_any_label(game_bench: Make, policy: str) -> None:
-    bench = game_bench()
-    data = bench.runner.workspace.train
-    unlabelled: np.ndarray = np.ones((len(data), 4), dtype=bool)
-    unlabelled[bench.sets.state] = False
-    unlabelled[5, 2] = False
-
-    def rank(seed: int, per_step: int = 6) -> list[tuple[int, int]]:
-        ranked = rank_regions(
-            bench.start,
-            bench.runner.query if policy == "query" else None,
-            data,
-            unlabelled,
-            state_images=data,
-            state_rows=bench.sets.state,
-            labelled_shares=torch.full((3, CLASSES), 1 / CLASSES),
-            options=bench.settings.ralis,
-            policy=policy,
-            per_step=per_step,
-            pool_size=5,
-            seed=seed,
-        )
-        assert (ranked.scores is None) == (policy in ("uniform", "coreset"))
-        return list(zip(ranked.rows.tolist(), ranked.regions.tolist(), strict=True))
-
-    with mock.patch.object(data, "labels", side_effect=AssertionError("a label was asked for")):
-        first, again, other = rank(0), rank(0), rank(1)
-        assert first == again != other
-        assert len(set(first)) == 6
-        assert all(unlabelled[row, region] for row, region in first)
-        everything = rank(0, per_step=int(unlabelled.sum()))
-        assert len(set(everything)) == unlabelled.sum()
-        with pytest.raises(InputError, match="regions have no label yet"):
-            rank(0, per_step=int(unlabelled.sum()) + 1)
-
-
-def test_a_policy_that_chooses_nothing_is_refused(game_bench: Make) -> None:
-    bench = game_bench()
-    data = bench.runner.workspace.train
-    arguments = {
-        "state_images": data,
-        "state_rows": bench.sets.state,
-        "labelled_shares": torch.zeros(0, CLASSES),
-        "options": bench.settings.ralis,
-        "per_step": 1,
-        "pool_size": 1,
-        "seed": 0,
-    }
-    unlabelled: np.ndarray = np.ones((len(data), 4), dtype=bool)
-    with pytest.raises(InputError, match=r"'full' chooses no regions; known are uniform, entropy"):
-        rank_regions(bench.start, None, data, unlabelled, policy="full", **arguments)
-    with pytest.raises(InputError, match="needs a trained query network"):
-        rank_regions(bench.start, None, data, unlabelled, policy="query", **arguments)
