@@ -32,8 +32,7 @@ class Exported:
 def export_answers(path: Path, out: Path, *, val_share: float, on_image: Callable[[int, int], None]) -> Exported:
     """Copies every image that has an answer, and writes its label map: 255 where nobody labelled anything.
 
-    Which split an image belongs to depends on the run's seed and the image's name alone, so that it never changes sides when
-    more answers come.
+    The images of the split `val` are drawn from the run's seed; where there are two images, each split has one at least.
 
     Args:
         path: of the run.
@@ -50,8 +49,7 @@ def export_answers(path: Path, out: Path, *, val_share: float, on_image: Callabl
     names = list(dict.fromkeys(region.image for region in filter(None, map(project.find, answers))))
     if not names:
         raise InputError(f"The run {path} has no answers yet: label regions of raysseg label next, and add them.")
-    seed = project.settings.seed
-    held_out = {name for name in names if generator(seed, "val", name).random() < val_share}
+    held_out = _held_out(names, val_share, project.settings.seed)
     pixels: np.ndarray = np.zeros(256, dtype=np.int64)
     try:
         for done, name in enumerate(names, start=1):
@@ -67,6 +65,12 @@ def export_answers(path: Path, out: Path, *, val_share: float, on_image: Callabl
         val=len(held_out),
         pixels=tuple(pixels[: len(project.settings.classes)].tolist()),
     )
+
+
+def _held_out(names: list[str], share: float, seed: int) -> set[str]:
+    """The images of the split `val`: as many as the share says, those whose own draws are the smallest."""
+    count = min(len(names) - 1, max(1, round(share * len(names)))) if share > 0 else 0
+    return set(sorted(names, key=lambda name: float(generator(seed, "val", name).random()))[:count])
 
 
 def _write(folder: Path, project: Project, name: str, labels: np.ndarray, *, scribbles: bool) -> None:

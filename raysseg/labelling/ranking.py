@@ -117,7 +117,7 @@ class RegionRanker:
         draws = generator(seed, "pools", round_number)
         pools = draw_pools(free, np.arange(len(free)), count, project.settings.pool_size, draws)
         own_seed = int(generator(seed, "rank", round_number).integers(2**62))
-        observation = self._observe(pools, POLICIES[policy].wanted, answers, number_of, own_seed)
+        observation = self._observe(pools, POLICIES[policy].wanted, asked, answers, number_of, own_seed)
         choice = POLICIES[policy].choose(observation, Exploration(seed=own_seed, query=self._query))
         scores = [None] * count if choice.scores is None else choice.scores.tolist()
         ranked = [
@@ -127,10 +127,16 @@ class RegionRanker:
         return sorted(ranked, key=lambda one: -(one.score or 0.0))
 
     def _observe(
-        self, pools: Pools, wanted: Wanted, answers: Mapping[str, Answer], number_of: Mapping[str, int], seed: int
+        self,
+        pools: Pools,
+        wanted: Wanted,
+        asked: Mapping[str, object],
+        answers: Mapping[str, Answer],
+        number_of: Mapping[str, int],
+        seed: int,
     ) -> Observation:
         if wanted.features:
-            return self._observe_features(pools, wanted, answers, number_of)
+            return self._observe_features(pools, wanted, asked, number_of)
         shares = self._answer_shares(answers) if wanted.description else torch.zeros(0, 0)
         return self._describer.observe(
             self._segmenter,
@@ -144,21 +150,20 @@ class RegionRanker:
         )
 
     def _observe_features(
-        self, pools: Pools, wanted: Wanted, answers: Mapping[str, Answer], number_of: Mapping[str, int]
+        self, pools: Pools, wanted: Wanted, asked: Mapping[str, object], number_of: Mapping[str, int]
     ) -> Observation:
-        """What the core-set looks at: here the answered regions alone are covered, as nothing else is labelled."""
-        answered = [region for region in map(self._project.find, answers) if region is not None]
+        """What the core-set looks at: all regions that were asked for are covered, as people have them or will."""
+        before = [region for region in map(self._project.find, asked) if region is not None]
         images, places = pools.images()
-        rows = np.unique(np.concatenate([images, [number_of[region.image] for region in answered]]).astype(np.int64))
+        rows = np.unique(np.concatenate([images, [number_of[region.image] for region in before]]).astype(np.int64))
         features = self._describer.describe(self._segmenter, self._maps, rows, wanted).features
         assert features is not None
-        row_of = np.asarray(np.searchsorted(rows, images))
-        index = torch.as_tensor(row_of[places] * self._project.grid.count + pools.regions, device=features.device)
+        count = self._project.grid.count
+        place_of = {int(row): place for place, row in enumerate(rows)}
+        row_of = np.array([place_of[int(row)] for row in images])
+        index = torch.as_tensor(row_of[places] * count + pools.regions, device=features.device)
+        covered = [place_of[number_of[region.image]] * count + region.number for region in before]
         flat = features.flatten(0, 1)
-        covered = [
-            int(np.searchsorted(rows, number_of[region.image])) * self._project.grid.count + region.number
-            for region in answered
-        ]
         return Observation(pools=pools, points=flat[index], covered=flat[torch.tensor(covered, dtype=torch.int64)])
 
     def _state_rows(self) -> np.ndarray:
