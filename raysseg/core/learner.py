@@ -26,6 +26,7 @@ from raysseg.core.work import LearnerWork, Minibatch, Share
 from raysseg.core.workspace import Workspace
 from raysseg.data.augmentation import draw_geometry, normalise, warp_images, warp_labels
 from raysseg.errors import NonFiniteError
+from raysseg.functional.class_balance import class_weights, label_mass
 from raysseg.functional.constants import PADDING, UNLABELLED
 from raysseg.segmenters import update_teacher, upsample_logits
 
@@ -326,7 +327,7 @@ class SegmentationLearner(TorchLearner):
         BatchNorm needs two images, so one alone uses its statistics.
         """
         labelled = (batch.target != UNLABELLED).sum()
-        mass = labelled.clone() if weight is None else _mass(batch.target, weight)
+        mass = label_mass(batch.target, weight)
         labelled, mass = self.learners.sum(torch.stack([labelled.double(), mass.double()]), share).unbind()
         denominator = mass.clamp(min=1.0 if weight is None else 1e-6).float()
         module.online.train(share.total > 1)
@@ -355,8 +356,7 @@ class SegmentationLearner(TorchLearner):
             self._class_weights[0] == version and torch.equal(self._class_weights[1], counted)
         ):
             counts = self.prefetch.now(lambda: self._count_classes(version, counted))
-            weight = torch.where(counts > 0, (counts / counts.sum()).clamp(min=1e-9) ** -power, 0.0)
-            self._class_weights = (version, counted, (weight / weight[counts > 0].mean()).float())
+            self._class_weights = (version, counted, class_weights(counts, power))
         return self._class_weights[2]
 
     def _count_classes(self, version: int, rows: torch.Tensor) -> torch.Tensor:
@@ -365,8 +365,3 @@ class SegmentationLearner(TorchLearner):
         for part in rows.split(64):
             counts += torch.bincount(self.workspace.train.labels(part, version).flatten().long(), minlength=256)
         return counts[: self.workspace.num_classes]
-
-
-def _mass(target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Returns the sum of the class weights over labelled pixels."""
-    return weight[target.clamp(max=len(weight) - 1)].masked_fill(target == UNLABELLED, 0.0).sum()

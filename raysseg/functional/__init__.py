@@ -1,6 +1,7 @@
 """The methods' equations as pure tensor functions: batched, on any device, torch alone."""
 
 from raysseg.functional.acquisition import BaldSums, add_bald_pass, bald_map, greedy_cover, margin_map
+from raysseg.functional.class_balance import class_weights, label_mass
 from raysseg.functional.constants import MAX_CLASSES, PADDING, UNLABELLED
 from raysseg.functional.counting import count_indices
 from raysseg.functional.ddpg import assessor_loss, bootstrap_target, explore, searcher_loss, soft_update
@@ -61,6 +62,7 @@ __all__ = [
     "class_centres",
     "class_reliability",
     "class_shares",
+    "class_weights",
     "confidence_histogram",
     "contrastive_reward",
     "correlation",
@@ -78,6 +80,7 @@ __all__ = [
     "infer_labels_from_mask",
     "infer_labels_oracle",
     "kl_matrix",
+    "label_mass",
     "label_precision",
     "label_shares",
     "margin_map",

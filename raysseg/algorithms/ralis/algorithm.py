@@ -119,10 +119,11 @@ class RALIS(SegmentationAlgorithm):
     def _segmenter_updates(self, phase: str) -> int:
         """Returns the updates of one phase of the segmenter, which depend on neither policy nor budget."""
         training, sets = self.settings.training, self.sets
+        if phase == "start":
+            return -(-self._segmenter_updates("pretrain") // 2)
         count, epochs = {
-            "start": (len(sets.start), -(-training.pretrain_epochs // 3)),
-            "pretrain": (len(self.sets.labelled), training.pretrain_epochs),
-            "refine": (len(self.sets.labelled) + len(sets.pool), training.stage_epochs),
+            "pretrain": (len(sets.labelled), training.pretrain_epochs),
+            "refine": (len(sets.labelled) + len(sets.pool), training.stage_epochs),
         }[phase]
         return epochs * -(-count // training.batch_size)
 

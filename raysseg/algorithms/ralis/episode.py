@@ -24,6 +24,8 @@ from raysseg.algorithms.ralis.state import LabelledRegions, Observation, RegionD
 from raysseg.algorithms.ralis.training import RegionTrainer, region_labels
 from raysseg.core.seeding import generator
 from raysseg.core.workspace import Workspace
+from raysseg.data.batches import GROUND_TRUTH
+from raysseg.functional.class_balance import class_weights
 from raysseg.functional.regions import label_shares
 from raysseg.segmenters import Segmenter
 
@@ -106,6 +108,7 @@ class LabellingEpisode:
         self._trainer = RegionTrainer(self._data, regions, self.options.episode, self.maps, self._autocast)
         self._num_classes = workspace.num_classes
         self.game: Game | None = None
+        self._weights: tuple[np.ndarray, torch.Tensor] | None = None
 
     @property
     def steps(self) -> int:
@@ -143,7 +146,7 @@ class LabellingEpisode:
         self.segmenter.load_state_dict(start.state_dict())
         if self._kept is not None:
             self._kept.follow(self.segmenter)
-        self._trainer.begin(self.segmenter)
+        self._trainer.begin(self.segmenter, self._class_weights(game))
         self.step = 0
         self._unlabelled: np.ndarray = np.ones((len(game.rows), self.options.regions.count), dtype=bool)
         self._place = {int(row): place for place, row in enumerate(game.rows)}
@@ -152,6 +155,18 @@ class LabellingEpisode:
         shares = torch.zeros(0, self._num_classes, device=self._data.device)
         self._known = LabelledRegions(shares=shares)
         self._observed: Observation | None = None
+
+    def _class_weights(self, game: Game) -> torch.Tensor | None:
+        """Returns the weights of the classes in the training pass, by their pixels in D_R; None weighs all alike."""
+        power = self.settings.training.class_balance_power
+        if power == 0.0:
+            return None
+        if self._weights is None or not np.array_equal(self._weights[0], game.reward):
+            counts = torch.zeros(256, dtype=torch.int64, device=self._data.device)
+            for part in torch.as_tensor(game.reward).split(64):
+                counts += torch.bincount(self._data.labels(part, GROUND_TRUTH).flatten(), minlength=256)
+            self._weights = (game.reward, class_weights(counts[: self._num_classes], power))
+        return self._weights[1]
 
     def _measure(self) -> float:
         assert self.game is not None

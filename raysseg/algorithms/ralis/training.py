@@ -17,6 +17,7 @@ from raysseg.core.seeding import generator
 from raysseg.data.augmentation import crop_and_flip, draw_geometry, normalise, warp_images, warp_labels
 from raysseg.data.batches import GROUND_TRUTH, DeviceDataset
 from raysseg.errors import NonFiniteError
+from raysseg.functional.class_balance import label_mass
 from raysseg.functional.constants import PADDING, UNLABELLED
 from raysseg.functional.regions import cut_regions
 from raysseg.segmenters import Segmenter, SegmenterOutput, upsample_logits
@@ -96,9 +97,14 @@ class RegionTrainer:
         self._augmentation = options.augmentation.model_copy(update={"crop": None})
         self._crop = options.augmentation.crop
 
-    def begin(self, segmenter: Segmenter) -> None:
-        """Starts an episode with a segmenter, which is trained in place."""
-        options = self._options
+    def begin(self, segmenter: Segmenter, weights: Tensor | None = None) -> None:
+        """Starts an episode with a segmenter, which is trained in place.
+
+        Args:
+            segmenter: f.
+            weights: of the classes in the loss, float32 `[C]`; None weighs all alike.
+        """
+        options, self._weights = self._options, weights
         segmenter.requires_grad_(True)
         segmenter.encoder.requires_grad_(options.scope == "all")
         rate = options.optimiser.learning_rate
@@ -177,27 +183,28 @@ class RegionTrainer:
         return result
 
     def _update(self, minibatch: _Minibatch) -> Tensor:
-        """Takes one step; returns the loss, the mean over labelled pixels."""
+        """Takes one step; returns the loss, the mean over labelled pixels by the weights of their classes."""
         self._segmenter.eval()
         labels = self._labels(minibatch)
+        smallest = 1.0 if self._weights is None else 1e-6
         self._optimiser.zero_grad(set_to_none=True)
         if self._options.scope == "all":
             pixels, labels = self._augmented(minibatch, labels)
             self._segmenter.train(len(pixels) > 1)
-            count = (labels < PADDING).sum().clamp(min=1)
+            mass = label_mass(labels, self._weights).clamp(min=smallest)
             with self._autocast():
                 output = self._segmenter(pixels)
-            loss = _summed_loss(output, labels) / count
+            loss = _summed_loss(output, labels, self._weights) / mass
             loss.backward()
         else:
-            count = (labels < PADDING).sum().clamp(min=1)
+            mass = label_mass(labels, self._weights).clamp(min=smallest)
             losses = []
             for batch in self._maps.batches(self._segmenter, minibatch.rows):
                 self._segmenter.decoder.train(len(batch.places) > 1)
                 with self._autocast():
                     output = self._segmenter.decode(batch.maps, batch.size)
                 part = labels[torch.as_tensor(batch.places), : batch.size[0], : batch.size[1]]
-                losses.append(_summed_loss(output, part) / count)
+                losses.append(_summed_loss(output, part, self._weights) / mass)
                 losses[-1].backward()
             loss = torch.stack(losses).sum()
         if self._options.optimiser.clip_norm is not None:
@@ -252,8 +259,9 @@ def _lines(lengths: Tensor, canvas: int, parts: int) -> Tensor:
     return (lines * parts // lengths[:, None]).clamp(max=parts - 1)
 
 
-def _summed_loss(output: SegmenterOutput, labels: Tensor) -> Tensor:
-    """Returns the sum of the cross-entropy over labelled pixels, uint8 `[B, H, W]`."""
+def _summed_loss(output: SegmenterOutput, labels: Tensor, weights: Tensor | None) -> Tensor:
+    """Returns the sum of the cross-entropy over labelled pixels, uint8 `[B, H, W]`, by the weights of their classes `[C]`."""
     logits = upsample_logits(output.logits, (int(labels.shape[1]), int(labels.shape[2])))
     labelled = labels < PADDING
-    return F.cross_entropy(logits.permute(0, 2, 3, 1)[labelled], labels[labelled].long(), reduction="sum")
+    pixels, classes = logits.permute(0, 2, 3, 1)[labelled], labels[labelled].long()
+    return F.cross_entropy(pixels, classes, weight=weights, reduction="sum")
