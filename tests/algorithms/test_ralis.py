@@ -34,8 +34,8 @@ class TestRALIS(MethodTester):
 
     config = RALISConfig
     networks = (*MethodTester.networks, "query.query", "query.target_query", "start.network", "start.origin")
-    # Of 23: inside pre-training, play, acquisition and refining for the first budget, and at the start of the second one's.
-    save_after = (2, 6, 9, 14, 18)
+    # Of 24: inside pre-training, play, acquisition and refining for the first budget, and before the second one.
+    save_after = (4, 7, 10, 15, 18)
     bad_settings = (
         ({"ralis__polcy": "query"}, r"ralis\.polcy.*did you mean 'policy'"),
         ({"ralis__policy": "random"}, r"ralis\.policy.*'random'"),
@@ -158,7 +158,10 @@ def test_label_versions_hold_the_labels_that_were_bought_and_no_others(play: Tra
         values = np.concatenate(pixels)
         assert len(values) == budget * 24 * 24
         assert rows[stage]["rare_share"] == pytest.approx(np.isin(values, rare).mean())
-        assert rows[stage]["class_shares"] == pytest.approx(np.bincount(values, minlength=CLASSES) / len(values))
+        shares = np.bincount(values, minlength=CLASSES) / len(values)
+        assert rows[stage]["class_shares"] == pytest.approx(shares)
+        present = shares[shares > 0]
+        assert rows[stage]["class_entropy"] == pytest.approx(-(present * np.log(present)).sum())
         assert rows[stage]["labelled_share"] == pytest.approx(budget / (len(sets.pool) * REGIONS))
         assert rows[stage]["labelled_images"] == len(np.unique(bought.rows))
     for row in sets.labelled:

@@ -46,7 +46,7 @@ class RegionOptions(Settings):
     rows: int = Field(4, ge=1, description="[C] regions over the height; CamVid 4, Cityscapes 8")
     columns: int = Field(6, ge=1, description="[C] regions over the width; CamVid 6, Cityscapes 16")
     entropy_poolings: tuple[Pooling, ...] = Field(
-        ("min", "mean", "max"), min_length=1, description="[P] of the entropy map; Table 2 has max alone"
+        ("min", "mean", "max"), min_length=1, description="[P] of the entropy map; Table E.1 has max alone"
     )
     entropy_cells: int = Field(8, ge=1, description="[C] cells over a region's height and width after the pooling")
     divergences: bool = Field(True, description="[P] whether an action carries the two histograms of KL divergences")

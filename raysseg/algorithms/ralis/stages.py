@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from raysseg.algorithms.ralis.config import RegionOptions
 from raysseg.data.label_store import LabelRow
@@ -136,9 +137,10 @@ def count_budgets(
 
     Returns:
         For each budget `budget`, `labelled_share` (of all regions of D_V), `labelled_images`, `class_shares` `[C]` (of the
-        pixels asked for that have a class) and `rare_share`, that of the rare classes together; None where no pixel has one.
+        pixels asked for that have a class), `class_entropy` of these shares in nats, and `rare_share`, that of the rare classes
+        together; None where no pixel has one.
 
-    Source: reconstruction; the paper shows its gain on rare classes per class.
+    Source: RALIS, Fig. 3 (the entropy); what is rare is a reconstruction.
     """
     num_classes = store.info.num_classes
     rare = rare_classes(count_classes(store, [keys[row] for row in known], num_classes))
@@ -153,6 +155,7 @@ def count_budgets(
                 "labelled_share": budget / (pool * options.count),
                 "labelled_images": len(np.unique(labelled.rows[:budget])),
                 "rare_share": None if shares is None else float(shares[rare].sum()),
+                "class_entropy": None if shares is None else float(special.entr(shares).sum()),
                 "class_shares": None if shares is None else shares.tolist(),
             }
         )
