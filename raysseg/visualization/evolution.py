@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import binary_erosion
 
 from raysseg.errors import InputError
 from raysseg.functional.constants import PADDING, UNLABELLED
@@ -25,6 +26,7 @@ LEGEND_LINE = 26
 SWATCH = 16
 OVERLAY_ALPHA = 0.65
 """Weight of the class colours in maps that are laid over the image."""
+OUTLINE = (255, 255, 255)
 INK = (38, 38, 38)
 FRAME = (190, 190, 190)
 
@@ -88,6 +90,15 @@ def _scaled(picture: np.ndarray, *, labels: np.ndarray | None, palette: Palette)
     return panel.reduce(max(1, width // PANEL_WIDTH))
 
 
+def _laid_over(image: np.ndarray, labels: np.ndarray, palette: Palette) -> np.ndarray:
+    """The map over the image, with a line around what is labelled: a class may look like the dimmed image."""
+    picture = overlay(image, labels, palette, alpha=OVERLAY_ALPHA)
+    labelled = labels != UNLABELLED
+    thickness = max(1, image.shape[1] // PANEL_WIDTH)
+    picture[labelled & ~binary_erosion(labelled, iterations=thickness, border_value=1)] = OUTLINE
+    return picture
+
+
 def _fitting(text: str, width: int) -> tuple[str, ImageFont.FreeTypeFont]:
     """The text in the largest font that fits `width` pixels; shortened where even the smallest one does not."""
     for size in range(15, 9, -1):
@@ -104,9 +115,7 @@ def _paint_strip(row: EvolutionRow, palette: Palette, *, captions: bool) -> Imag
     panels = [_scaled(row.image, labels=None, palette=palette)]
     for index, (_, labels) in enumerate(row.label_panels()):
         if row.over_image and index < len(row.maps):
-            panels.append(
-                _scaled(overlay(row.image, labels, palette, alpha=OVERLAY_ALPHA), labels=None, palette=palette)
-            )
+            panels.append(_scaled(_laid_over(row.image, labels, palette), labels=None, palette=palette))
         else:
             panels.append(_scaled(row.image, labels=labels, palette=palette))
     panel_width, panel_height = panels[0].size

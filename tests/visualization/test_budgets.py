@@ -146,3 +146,5 @@ def test_maps_over_the_image_keep_the_image_where_they_say_nothing() -> None:
     panel = sheets[True][top : top + height, left : left + width]
     assert panel[10, 10].tolist() == [236, 70, 70], "0.65 of red and 0.35 of the image"
     assert panel[100, 200].tolist() == [90, 90, 90], "the image, dimmed"
+    assert panel[10, 118].tolist() == panel[58, 10].tolist() == [255, 255, 255], "a line around what is labelled"
+    assert panel[10, 119].tolist() == panel[59, 10].tolist() == [90, 90, 90]

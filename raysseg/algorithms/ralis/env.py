@@ -19,6 +19,7 @@ from raysseg.algorithms.ralis.policies import POLICIES
 from raysseg.algorithms.ralis.sets import RegionSets
 from raysseg.algorithms.ralis.variant_sets import sets_of_run
 from raysseg.core.env import SegmentationVectorEnv, SingleImageEnv
+from raysseg.core.modules import SEGMENTER
 from raysseg.core.workspace import Workspace
 from raysseg.data import Store, open_dataset
 from raysseg.segmenters import Segmenter, build_segmenter
@@ -155,7 +156,7 @@ def make_ralis_env(run: str | None = None, **overrides: Any) -> SingleImageEnv:
         variant = load_variant(Path(run))
         folder, values, store_uri = variant.folder, variant.settings.model_dump(), variant.store().uri
         values["ralis"] = {**values["ralis"], **overrides}
-        values["segmenter"]["weights"] = str(folder / START_FILE)
+        values["segmenter"]["weights"] = str(folder / SEGMENTER / START_FILE)
         # The sets lie in the folder; what the run started from is not needed any more.
         values["training"]["pretrained"] = None
         settings = load_settings(RALISSettings, values, where="gymnasium.make")
