@@ -1,6 +1,6 @@
 """The methods' equations as pure tensor functions: batched, on any device, torch alone."""
 
-from raysseg.functional.acquisition import BaldSums, add_bald_pass, bald_map, greedy_cover, margin_map
+from raysseg.functional.acquisition import BaldSums, add_bald_pass, bald_map, follow_direction, greedy_cover, margin_map
 from raysseg.functional.class_balance import class_weights, label_mass
 from raysseg.functional.constants import MAX_CLASSES, PADDING, UNLABELLED
 from raysseg.functional.counting import count_indices
@@ -75,6 +75,7 @@ __all__ = [
     "entropy_map",
     "expand_thresholds",
     "explore",
+    "follow_direction",
     "greedy_cover",
     "infer_labels",
     "infer_labels_from_mask",

@@ -91,6 +91,23 @@ def bald_map(sums: BaldSums) -> Tensor:
 
 
 @torch.no_grad()
+def follow_direction(points: Tensor, direction: Tensor) -> Tensor:
+    """Finds, in every pool, the candidate that lies farthest along one direction.
+
+    Every number is centred and scaled over all candidates first, so that a direction means the same for all of them.
+
+    Args:
+        points: float [K, N, G], what is known of the candidates.
+        direction: float [G].
+    Returns:
+        int64 [K], positions within each pool; the first of equals.
+    Source: reconstruction.
+    """
+    flat = points.flatten(0, 1)
+    scaled = (points - flat.mean(0)) / flat.std(0, correction=0).clamp(min=1e-6)
+    return (scaled @ direction).argmax(1)
+
+
 def greedy_cover(points: Tensor, covered: Tensor, pools: Tensor) -> Tensor:
     """Chooses, pool by pool, the candidate that is farthest from everything covered; it is covered from then on.
 

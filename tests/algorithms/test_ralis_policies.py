@@ -253,6 +253,23 @@ def test_epsilon_is_the_share_of_random_choices(coin: str) -> None:
     assert together.all() == (coin == "step")
 
 
+def test_an_explored_step_may_follow_one_direction_in_all_pools() -> None:
+    points = torch.tensor([[[0.0, 9.0], [1.0, 7.0]], [[3.0, 1.0], [2.0, 3.0]]])
+    candidates = torch.cat([points[..., :1], points[..., 1:] - 1, points[..., 1:] + 1, torch.full((2, 2, 3), 7.0)], -1)
+    made = Pools(rows=np.arange(4).reshape(2, 2), regions=np.zeros((2, 2), np.int64), distinct=2)
+    observation = Observation(pools=made, state=torch.zeros(2, 3), candidates=candidates)
+    network, seen = Valued(torch.zeros(2, 2)), set()
+    for seed in range(60):
+        exploration = Exploration(seed=seed, query=network, epsilon=1.0, groups=(1, 2))
+        seen.add(tuple(choose_by_query(observation, exploration).chosen.tolist()))
+    # The first number rises where the second falls in one pool, and falls where it rises in the other.
+    assert seen == {(0, 1), (1, 0)}, (
+        "a direction along either number, or between them, never prefers the same place in both"
+    )
+    greedy = choose_by_query(observation, Exploration(seed=0, query=network, epsilon=0.0, groups=(1, 2)))
+    assert greedy.chosen.tolist() == [0, 0]
+
+
 def test_epsilon_falls_over_all_episodes() -> None:
     learning = settings_of().ralis.learning
     assert [round(epsilon_at(learning, step), 3) for step in (0, 10, 20, 30)] == [0.9, 0.363, 0.165, 0.092]

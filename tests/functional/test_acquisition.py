@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from raysseg.errors import InputError, NonFiniteError
 from raysseg.functional import acquisition as module
-from raysseg.functional import add_bald_pass, bald_map, greedy_cover, margin_map
+from raysseg.functional import add_bald_pass, bald_map, follow_direction, greedy_cover, margin_map
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -136,3 +136,15 @@ def test_bad_input_is_refused() -> None:
         greedy_cover(points * torch.nan, points, pools)
     with pytest.raises(NonFiniteError, match=r"covered \[3, 2\] is not finite"):
         greedy_cover(points, points / 0, pools)
+
+
+def test_a_direction_is_followed_in_every_pool_by_scaled_numbers() -> None:
+    points = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 100.0, 0.01]) + 7.0
+    direction = torch.tensor([1.0, -1.0, 0.5])
+    values = points.reshape(-1, 3).numpy()
+    scaled = ((points.numpy() - values.mean(0)) / values.std(0)).reshape(4, 5, 3)
+    slow = [int(np.argmax([sum(direction[g].item() * row[g] for g in range(3)) for row in pool])) for pool in scaled]
+    assert follow_direction(points, direction).tolist() == slow
+    assert follow_direction(torch.ones(2, 3, 1), torch.ones(1)).tolist() == [0, 0], (
+        "numbers that are all equal say nothing"
+    )

@@ -67,6 +67,10 @@ class RegionOptions(Settings):
         """Regions of one image."""
         return self.rows * self.columns
 
+    def feature_groups(self, num_classes: int) -> tuple[int, ...]:
+        """How many consecutive numbers of a region say the same: each class share alone, the cells of each pooled entropy."""
+        return (1,) * num_classes + (self.entropy_cells**2,) * len(self.entropy_poolings)
+
     def state_features(self, num_classes: int) -> int:
         """Numbers that describe a region of D_S: class shares and pooled entropies."""
         return num_classes + len(self.entropy_poolings) * self.entropy_cells**2
@@ -123,12 +127,25 @@ class LearningOptions(Settings):
         10.0, gt=0, description="[C] steps after which exploration has fallen by 1/e, over all episodes"
     )
     epsilon_coin: Literal["step", "region"] = Field("step", description="[C] one coin for all pools of a step")
+    exploration: Literal["uniform", "direction"] = Field(
+        "uniform",
+        description="[C] explored regions are drawn uniformly; [R] 'direction': all pools of a step follow one random direction "
+        "of class shares and entropies, which a reward that all of them share can tell apart",
+    )
     reward_scale: float = Field(100.0, gt=0, description="[C] rewards in points of mIoU")
     optimiser: OptimiserSettings = Field(
         OptimiserSettings(learning_rate=1e-3, momentum=0.95, weight_decay=1e-3, schedule="cosine"),
         description="[C] SGD 1e-3, 0.95, 1e-3; [R] the schedule, over all updates: that of [C] ends after 5 episodes",
     )
     replay: ReplaySettings = Field(ReplaySettings(capacity=600), description="[C] 600 regions; Cityscapes 3200")
+
+    @model_validator(mode="after")
+    def _possible(self) -> LearningOptions:
+        if self.exploration == "direction" and self.epsilon_coin != "step":
+            raise ValueError(
+                "exploration 'direction' moves all pools of a step together, so epsilon_coin must be 'step'"
+            )
+        return self
 
 
 class RALISOptions(Settings):

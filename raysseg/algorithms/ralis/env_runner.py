@@ -163,11 +163,14 @@ class RALISEnvRunner(SegmentationEnvRunner):
         """Plays one step."""
         chooser, episode = POLICIES[policy], self.episode
         observation = episode.observe(chooser.wanted)
+        learning = self.settings.ralis.learning
+        groups = self.settings.ralis.regions.feature_groups(self.workspace.num_classes)
         exploration = Exploration(
             seed=episode.step_seed,
             query=self.query if policy == "query" else None,
             epsilon=epsilon,
-            coin=self.settings.ralis.learning.epsilon_coin,
+            coin=learning.epsilon_coin,
+            groups=groups if learning.exploration == "direction" else None,
         )
         choice = chooser.choose(observation, exploration)
         return observation, choice, episode.label(choice.chosen)
