@@ -272,6 +272,43 @@ def test_minibatches_hold_batch_size_regions(game_bench: Make) -> None:
         assert pixels == [2 * 24 * 24, 24 * 24]
 
 
+@pytest.mark.parametrize("scope", ["all", "decoder"])
+def test_known_images_are_rehearsed_whole_with_the_newest_regions(game_bench: Make, scope: str) -> None:
+    still = {"ralis__episode__augmentation": DECODER["ralis__episode__augmentation"]}
+    bench = game_bench(**(DECODER if scope == "decoder" else still), ralis__episode__rehearsal=2)
+    episode = bench.reset(known=bench.sets.labelled)
+    truth = bench.runner.workspace.train.labels(torch.as_tensor(bench.sets.labelled), -1)
+    seen = set()
+    for chosen in CHOICES:
+        with mock.patch.object(training, "_summed_loss", side_effect=training._summed_loss) as loss:
+            episode.label(np.array(chosen))
+        maps = torch.cat([call.args[1] for call in loss.call_args_list])
+        whole = [one for one in maps if int((one < 254).sum()) == 48 * 48]
+        assert len(whole) == 2
+        numbers = [int(np.flatnonzero([torch.equal(one, label) for label in truth])[0]) for one in whole]
+        assert numbers[0] != numbers[1]
+        seen |= set(numbers)
+    assert len(seen) > 2, "every step draws its own"
+    played = bench.runner.env.played(bench.sets, 0)
+    assert played.known.tolist() == bench.sets.start.tolist()
+
+
+def test_rare_classes_weigh_more_in_the_pass_by_their_pixels_in_the_reward_set(game_bench: Make) -> None:
+    bench = game_bench(training__class_balance_power=0.5)
+    episode = bench.reset()
+    with mock.patch.object(training, "_summed_loss", side_effect=training._summed_loss) as loss:
+        step = episode.label(np.array(CHOICES[0]))
+    truth = bench.runner.workspace.train.labels(torch.as_tensor(bench.sets.reward), -1)
+    shares = np.array([float((truth == number).sum()) for number in range(CLASSES)]) / truth.numel()
+    weights = np.where(shares > 0, np.maximum(shares, 1e-9) ** -0.5, 0.0)
+    weights /= weights[shares > 0].mean()
+    assert loss.call_args.args[2].tolist() == pytest.approx(weights.tolist(), rel=1e-5)
+    labels = loss.call_args.args[1]
+    mass = sum(weights[int(label)] for label in labels[labels < 254])
+    again = training._summed_loss(*loss.call_args.args).item()
+    assert step.loss == pytest.approx(again / mass, rel=1e-4)
+
+
 def test_a_pass_that_diverges_stops_with_its_images(game_bench: Make) -> None:
     bench = game_bench()
     episode = bench.reset()

@@ -93,6 +93,12 @@ class SegmenterStepOptions(Settings):
         description="[C] SGD 1e-3, 0.95, 1e-4, largest gradient norm 4",
     )
     head_multiplier: float = Field(1.0, gt=0, description="[C] one learning rate for all layers")
+    rehearsal: int = Field(
+        0,
+        ge=0,
+        description="[R] images whose labels are known (D_T's start part while playing, D_T on D_V) that join every minibatch, so "
+        "that the reward is what regions add and not what a pass over them forgets; [P] none",
+    )
     augmentation: AugmentationSettings = Field(
         AugmentationSettings(scale=(1.0, 1.0), flip=0.5, rotation=0.0, crop=None),
         description="[R] flips; [C] crops of 224 around the region as well",
@@ -178,6 +184,10 @@ class RALISOptions(Settings):
             raise ValueError(
                 f"learning.budget is {self.learning.budget}, but the {self.sets.play - self.sets.start} images of D_T "
                 f"that are played on have {played} regions"
+            )
+        if self.episode.rehearsal > self.sets.start:
+            raise ValueError(
+                f"episode.rehearsal is {self.episode.rehearsal}, but sets.start has {self.sets.start} images"
             )
         if self.learning.replay.shards:
             raise ValueError("learning.replay.shards has no effect: states are shared by transitions in one process")

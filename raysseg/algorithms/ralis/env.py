@@ -103,6 +103,7 @@ class RALISVectorEnv(SegmentationVectorEnv[dict[str, torch.Tensor]]):
             budget=learning.budget,
             seed=seed,
             name="ralis.learning.budget",
+            known=sets.start,
         )
 
     def observe(self, rows: torch.Tensor, seeds: torch.Tensor) -> _Observation:

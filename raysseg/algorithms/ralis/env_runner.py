@@ -143,6 +143,7 @@ class RALISEnvRunner(SegmentationEnvRunner):
             budget=max(options.budgets),
             seed=context["seed"],
             name="ralis.budgets",
+            known=sets.labelled,
         )
         start = self.segmenter.online
         if context["state"] is None:

@@ -42,6 +42,7 @@ class Game:
         budget: regions to label, a multiple of K.
         seed: of everything that is drawn.
         name: the setting that holds the budget.
+        known: images whose labels are known, to rehearse, int64 `[M]`.
     """
 
     rows: np.ndarray
@@ -51,6 +52,7 @@ class Game:
     budget: int
     seed: int
     name: str = "budget"
+    known: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -230,6 +232,7 @@ class LabellingEpisode:
             regions,
             seed=int(generator(self.game.seed, "train", self.step).integers(2**62)),
             progress=self.step / self.steps,
+            known=self.game.known,
         )
         before, self.miou = self.miou, self._measure()
         self.step += 1

@@ -22,6 +22,8 @@ from raysseg.functional.constants import PADDING, UNLABELLED
 from raysseg.functional.regions import cut_regions
 from raysseg.segmenters import Segmenter, SegmenterOutput, upsample_logits
 
+NO_IMAGES: np.ndarray = np.zeros(0, dtype=np.int64)
+
 
 def region_labels(
     data: DeviceDataset, rows: np.ndarray, regions: np.ndarray, grid: RegionOptions
@@ -127,7 +129,9 @@ class RegionTrainer:
         self._optimiser.load_state_dict(state["optimiser"])
 
     @torch.enable_grad()
-    def train(self, rows: np.ndarray, regions: np.ndarray, *, seed: int, progress: float) -> float:
+    def train(
+        self, rows: np.ndarray, regions: np.ndarray, *, seed: int, progress: float, known: np.ndarray = NO_IMAGES
+    ) -> float:
         """Passes over regions `passes` times.
 
         Args:
@@ -135,6 +139,7 @@ class RegionTrainer:
             regions: their numbers therein, int64 `[K]`.
             seed: of order, augmentation and dropout.
             progress: of the episode, in [0, 1), for the learning rate's schedule.
+            known: images whose labels are all known, int64 `[M]`; `rehearsal` of them join every minibatch.
 
         Returns:
             The mean loss over minibatches.
@@ -149,8 +154,9 @@ class RegionTrainer:
         with torch.random.fork_rng(devices):
             for number in range(options.passes):
                 torch.manual_seed(int(generator(seed, "dropout", number).integers(2**62)))
-                for minibatch in self._minibatches(rows, regions, generator(seed, "order", number)):
-                    losses.append(self._update(minibatch))
+                draws = generator(seed, "order", number)
+                for minibatch in self._minibatches(rows, regions, draws):
+                    losses.append(self._update(self._rehearsing(minibatch, known, draws)))
         values = torch.stack(losses)
         if not bool(torch.isfinite(values).all()):
             keys = ", ".join(self._data.keys[row] for row in np.unique(rows))
@@ -181,6 +187,19 @@ class RegionTrainer:
                 )
             )
         return result
+
+    def _rehearsing(self, minibatch: _Minibatch, known: np.ndarray, draws: np.random.Generator) -> _Minibatch:
+        """Adds some images whose labels are known, all of their pixels or one crop of each."""
+        count = min(self._options.rehearsal, len(known))
+        if count == 0:
+            return minibatch
+        whole: np.ndarray = np.ones((count, self._regions.count), dtype=bool)
+        return _Minibatch(
+            rows=np.concatenate([minibatch.rows, draws.choice(known, size=count, replace=False)]),
+            asked=np.concatenate([minibatch.asked, whole]),
+            centres=np.concatenate([minibatch.centres, draws.integers(0, self._regions.count, size=count)]),
+            seeds=np.concatenate([minibatch.seeds, draws.integers(0, 2**62, size=count, dtype=np.int64)]),
+        )
 
     def _update(self, minibatch: _Minibatch) -> Tensor:
         """Takes one step; returns the loss, the mean over labelled pixels by the weights of their classes."""
