@@ -357,9 +357,12 @@ class SegmentationAlgorithm(Algorithm, abc.ABC):
             buffer.load(folder / name, states[name])
 
     def cleanup(self) -> None:
-        """Ends what the run started besides actors and learner."""
+        """Ends what the run started, without a word to the actors: RLlib would ask each to stop and wait for one that is
+        silent, or that has no node to be restarted on, for ever.
+        """
         for buffer in self.replay_buffers().values():
             buffer.close()
+        self.env_runner_group._worker_manager.clear()
         super().cleanup()
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -183,9 +183,9 @@ def _report() -> tuple[list[str], int]:
         running = [node.ray_node_type_name for node in (*status.active_nodes, *status.idle_nodes)]
         coming = len(status.pending_nodes) + sum(launch.count for launch in status.pending_launches)
     else:
-        from ray.experimental.internal_kv import _internal_kv_get
-
-        report = (json.loads(_internal_kv_get(b"__autoscaling_status") or b"{}") or {}).get("autoscaler_report") or {}
+        # Not through ray.experimental.internal_kv, which forgets its client when another cluster of this process ends.
+        status = ray._private.worker.global_worker.gcs_client.internal_kv_get(b"__autoscaling_status", None)
+        report = (json.loads(status or b"{}") or {}).get("autoscaler_report") or {}
         running = [name for name, count in (report.get("active_nodes") or {}).items() for _ in range(count)]
         coming = len(report.get("pending_nodes") or ()) + sum((report.get("pending_launches") or {}).values())
     return running, coming

@@ -40,7 +40,7 @@ def make(notes: list[str]) -> Iterator[Make]:
     """Makes sharded buffers, with record batches of four that are numbered as their identifiers."""
     made: list[ShardedReplay] = []
 
-    def build(batches: int = 0, *, patience: float = 20.0, **options: Any) -> ShardedReplay:
+    def build(batches: int = 0, *, patience: float = 120.0, **options: Any) -> ShardedReplay:
         values = {"capacity": 100, "shards": 3} | options
         made.append(ShardedReplay(ReplaySettings(**values), note=notes.append, patience=patience))
         for number in range(batches):

@@ -134,16 +134,12 @@ class Laboratory:
         return [row for row in rows if row["event"] == event]
 
     def hold(self, algorithm: EIL, actor: int, process: int) -> Script:
-        """Lets an actor stop in its next rollout, and returns the number of its orders when it has its fill.
-
-        Whatever it answered before has arrived then, so these are the orders that go with it.
-        """
+        """Lets an actor stop in its next rollout, and returns the number of its orders then; it may still get one more."""
         (self._actors / f"hold-{process}").touch()
         while not any(row["process"] == process for row in self.log("held")):
             algorithm = yield
+        # Whatever it answered before has arrived after one more iteration.
         algorithm = yield
-        while orders_with(algorithm, actor) < 2:
-            algorithm = yield
         return orders_with(algorithm, actor)
 
     def close_the_door(self) -> None:

