@@ -14,7 +14,7 @@ import torch
 
 torch.set_num_threads(1)
 
-OBJECT_STORE_BYTES = 1 << 30
+OBJECT_STORE_BYTES = 2 << 30
 """Of each worker process; Ray would take a third of the memory for each."""
 
 

@@ -16,7 +16,7 @@ from commands import start
 
 import raysseg.algorithms.sweeps
 
-LONGEST = 300.0
+LONGEST = 600.0
 Refused = Callable[..., str]
 
 

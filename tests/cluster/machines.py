@@ -63,7 +63,7 @@ class Machines:
     key: Path
     process: int
 
-    def on_laptop(self, *command: str, timeout: float = 180.0) -> subprocess.CompletedProcess[str]:
+    def on_laptop(self, *command: str, timeout: float = 500.0) -> subprocess.CompletedProcess[str]:
         """Runs a command on the laptop, in the repository's folder; its output is one text."""
         where = ["nsenter", f"--target={self.process}", "--net", "--pid", "--mount", "--uts"]
         enter = ["bash", "-c", 'cd "$0" && exec "$@"', str(REPOSITORY)]

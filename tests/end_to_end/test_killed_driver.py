@@ -14,7 +14,7 @@ from commands import start
 from end_to_end.conftest import label_tables, metrics, summary, variant
 
 PHASES = ("pretrain", "explore", "infer", "refine", "evaluate")
-LONGEST = 300.0
+LONGEST = 600.0
 
 
 def finish(process: subprocess.Popen[bytes], run_dir: Path) -> None:

@@ -27,7 +27,7 @@ from raysseg.core.seeding import draw_seeds
 from raysseg.data import open_dataset
 from raysseg.data.label_store import LabelStore
 
-LONGEST = 180.0
+LONGEST = 400.0
 """Seconds after which something that must happen has not happened."""
 
 SMALL: dict[str, Any] = {

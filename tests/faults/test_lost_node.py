@@ -32,7 +32,7 @@ def cluster() -> Iterator[Cluster]:
     before = ray.is_initialized()
     ray.shutdown()
     made = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": HEALTH, "object_store_memory": 1 << 30}
+        initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": HEALTH, "object_store_memory": 2 << 30}
     )
     # Else whoever starts Ray on this machine without an address joins this cluster.
     reset_ray_address()
@@ -44,7 +44,7 @@ def cluster() -> Iterator[Cluster]:
         ray.init(
             address="local",
             num_cpus=4,
-            object_store_memory=1 << 30,
+            object_store_memory=2 << 30,
             include_dashboard=False,
             log_to_driver=False,
         )
