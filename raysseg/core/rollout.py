@@ -7,6 +7,7 @@ the loss.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,20 @@ def write_parquet(batches: Sequence[pa.RecordBatch], path: Path) -> None:
     """Writes record batches of one schema as a Parquet file, whose folder is made. Source: reconstruction."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_batches(batches), path)
+
+
+def remove_later(folder: Path, place: tuple[int, ...]) -> None:
+    """Removes the files of iterations that a resumed run does again; one of them may write none, and another's would stay.
+
+    Args:
+        folder: of `write_parquet`'s files, named by the numbers of their place; need not exist.
+        place: files whose numbers are these or later ones go.
+
+    Source: reconstruction.
+    """
+    for path in folder.glob("*.parquet"):
+        if tuple(int(number) for number in re.findall(r"\d+", path.stem)) >= place:
+            path.unlink()
 
 
 def wire_bytes(batch: pa.RecordBatch) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,3 +80,21 @@ def test_wire_bytes_are_those_of_the_message() -> None:
     batch = rollout.transitions(columns(4))
     empty, one, two = (len(rollout.to_bytes([batch] * count)) for count in (1, 2, 3))
     assert rollout.wire_bytes(batch) == one - empty == two - one
+
+
+def test_what_a_resumed_run_does_again_is_removed(tmp_path: Path) -> None:
+    names = ["stage-1-update-000004", "stage-1-update-000010", "stage-2-update-000000", "stage-2-update-000003"]
+
+    def left(place: tuple[int, ...]) -> list[str]:
+        for name in names:
+            rollout.write_parquet(
+                [rollout.order(np.arange(2), np.arange(2))], tmp_path / "rollouts" / f"{name}.parquet"
+            )
+        rollout.remove_later(tmp_path / "rollouts", place)
+        return sorted(path.stem for path in (tmp_path / "rollouts").iterdir())
+
+    assert left((1, 10)) == names[:1]
+    assert left((2, 0)) == left((2,)) == names[:2]
+    assert left((2, 3)) == names[:3]
+    assert left((3,)) == names
+    rollout.remove_later(tmp_path / "absent", (0,))

@@ -267,10 +267,13 @@ class EIL(SegmentationAlgorithm):
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores what `get_state` gave."""
+        """Restores what `get_state` gave, and removes rollouts that were written later."""
         super().set_state(state)
         own = state.get("eil")
         if own is not None:
+            here = self.position
+            place = (here.stage, here.step) if here.phase == "explore" else (here.stage + 1,)
+            rollout.remove_later(Path(self.config.run_dir) / "rollouts", place)
             self.quantiles = own["quantiles"]
             self.label_numbers = own["label_numbers"]
 

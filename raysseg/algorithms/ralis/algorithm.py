@@ -332,9 +332,12 @@ class RALIS(SegmentationAlgorithm):
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores what `get_state` gave."""
+        """Restores what `get_state` gave, and removes episodes that were written later."""
         super().set_state(state)
         own = state.get("ralis")
         if own is not None:
+            if self.position.phase in ("start", "pretrain", "evaluate", "play") and self.position.stage == 0:
+                place = (self.position.step if self.position.phase == "play" else 0,)
+                rollout.remove_later(Path(self.config.run_dir) / "rollouts", place)
             self.labelled = Labelled(rows=own["rows"], regions=own["regions"])
             self.acquisition, self.budget_numbers = own["acquisition"], own["budget_numbers"]
