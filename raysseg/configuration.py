@@ -60,4 +60,6 @@ def load_settings(model: type[SettingsT], values: Mapping[str, Any], *, where: s
         message = str(first["msg"]).removeprefix("Value error, ")
         if not key:
             raise InputError(f"In {where}: {message}") from None
+        if isinstance(first["input"], (Mapping, pydantic.BaseModel)):
+            raise InputError(f"In the section '{key}' of {where}: {message}.") from None
         raise InputError(f"The key '{key}' in {where} has the value {first['input']!r}: {message}.") from None

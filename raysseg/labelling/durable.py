@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 from pathlib import Path
 from types import TracebackType
 
+from raysseg.core import replay_files
 from raysseg.errors import InputError
 
 
@@ -17,27 +17,10 @@ def write_durably(path: Path, content: bytes) -> None:
     Raises:
         InputError: the disk is full, or refuses for another reason.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-        sync_folder(path.parent)
+        replay_files.write_durably(path, content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise write_refused(path, error) from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Brings a folder's list of names to the disk: before that, a new name may be gone after a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_refused(path: Path, error: OSError) -> InputError:

@@ -22,9 +22,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from raysseg.core.replay_files import sync_folder
 from raysseg.errors import InputError
 from raysseg.labelling import cvat, label_studio
-from raysseg.labelling.durable import sync_folder, write_refused
+from raysseg.labelling.durable import write_refused
 from raysseg.labelling.project import Project
 from raysseg.labelling.rounds import Asked
 from raysseg.visualization import save_index_png

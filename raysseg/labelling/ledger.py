@@ -23,8 +23,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from raysseg.core.replay_files import sync_folder
 from raysseg.errors import InputError
-from raysseg.labelling.durable import ExclusiveLock, sync_folder, write_durably, write_refused
+from raysseg.labelling.durable import ExclusiveLock, write_durably, write_refused
 from raysseg.labelling.masks import MaskFolder, mask_digest
 from raysseg.labelling.sealed_lines import SealedFile, read_sealed, seal_line
 

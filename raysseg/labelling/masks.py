@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from raysseg.core.replay_files import sync_folder
 from raysseg.errors import InputError
-from raysseg.labelling.durable import sync_folder, write_durably
+from raysseg.labelling.durable import write_durably
 
 
 def mask_digest(mask: np.ndarray) -> str:

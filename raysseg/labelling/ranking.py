@@ -143,7 +143,6 @@ class RegionRanker:
             pools,
             wanted,
             maps=self._maps,
-            state_maps=self._maps,
             state_rows=self._state_rows() if wanted.description else np.zeros(0, dtype=np.int64),
             labelled=LabelledRegions(shares=shares),
             seed=seed,

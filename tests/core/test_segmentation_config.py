@@ -93,3 +93,11 @@ def test_pretrained_weights_that_are_not_there_are_refused(tmp_path: Path, store
     )
     with pytest.raises(InputError, match=r"online\.safetensors is not in that folder"):
         config.segmenter_spec().build()
+
+
+def test_an_impossible_combination_names_its_section_without_reciting_it() -> None:
+    with pytest.raises(InputError) as error:
+        settings_of(engine__mode="asynchronous")
+    assert str(error.value).startswith("In the section 'engine' of ")
+    assert "num_env_runners is 0" in str(error.value)
+    assert "{" not in str(error.value)

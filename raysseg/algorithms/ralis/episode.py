@@ -206,7 +206,6 @@ class LabellingEpisode:
             self.pools,
             wanted,
             maps=self.maps,
-            state_maps=self.maps,
             state_rows=self.game.state,
             labelled=self._known,
             seed=self.step_seed,

@@ -210,7 +210,6 @@ class RegionDescriber:
         wanted: Wanted,
         *,
         maps: EncoderMaps,
-        state_maps: EncoderMaps,
         state_rows: np.ndarray,
         labelled: LabelledRegions,
         seed: int,
@@ -221,8 +220,7 @@ class RegionDescriber:
             segmenter: f.
             pools: the candidates.
             wanted: what the policy looks at.
-            maps: gives the encoder maps of the candidates' images.
-            state_maps: those of D_S.
+            maps: gives the encoder maps of all images.
             state_rows: D_S, int64 `[|D_S|]`.
             labelled: what was labelled before.
             seed: of this step.
@@ -236,7 +234,7 @@ class RegionDescriber:
         index = torch.as_tensor(places * self._options.regions.count + pools.regions)
         state = candidates = points = covered = None
         if wanted.description or wanted.features:
-            known = self.describe(segmenter, state_maps, state_rows, dataclasses.replace(wanted, score=None))
+            known = self.describe(segmenter, maps, state_rows, dataclasses.replace(wanted, score=None))
         if wanted.description:
             assert known.shares is not None
             assert known.entropies is not None
