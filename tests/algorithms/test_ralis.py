@@ -205,15 +205,33 @@ def _position(stage: int) -> Any:
     return Position(phase="refine", stage=stage)
 
 
-def test_every_budget_starts_from_theta_0(play: Train) -> None:
-    algorithm, records = play(ralis__policy="uniform", training__stage_epochs=0)
-    scores = [record["miou"] for record in records if record["phase"] == "evaluate"]
-    assert len(scores) == 3
-    assert len(set(scores)) == 1, "nothing is learned after theta_0"
-    after = weights_of(algorithm)
-    names = [name.removeprefix("start.origin.") for name in after if name.startswith("start.origin.")]
-    assert all(torch.equal(after[f"start.origin.{name}"], after[f"segmenter.online.{name}"]) for name in names)
-    assert any(not torch.equal(after[f"start.origin.{name}"], after[f"start.network.{name}"]) for name in names)
+def test_every_budget_starts_from_theta_0_with_a_new_optimiser(play: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, int, bool, bool, int]] = []
+    learn = RALIS.learn
+
+    def look(self: RALIS, work: Any) -> dict[str, Any]:
+        tensors = weights_of(self)
+        names = [name.removeprefix("start.origin.") for name in tensors if name.startswith("start.origin.")]
+        online = {name: tensors[f"segmenter.online.{name}"] for name in names}
+        same = [
+            all(torch.equal(tensors[f"start.{part}.{name}"], online[name]) for name in names)
+            for part in ("origin", "network")
+        ]
+        (states,) = self.learner_group.foreach_learner(
+            lambda learner: len(learner.get_optimizer(SEGMENTER, "segmenter").state)
+        )
+        seen.append((self.position.phase, self.position.step, *same, states.get()))
+        return learn(self, work)
+
+    monkeypatch.setattr(RALIS, "learn", look)
+    play(ralis__policy="uniform", engine__updates_per_iteration=20)
+    assert [entry[:4] for entry in seen] == [
+        ("start", 0, True, True),
+        ("pretrain", 0, False, True),
+        ("refine", 0, True, False),
+        ("refine", 0, True, False),
+    ]
+    assert [entry[4] for entry in seen] == [0] * 4, "nothing is left of an optimiser's memory"
 
 
 def test_sets_are_those_of_the_pretraining(play: Train, tmp_path: Path) -> None:
