@@ -1,9 +1,8 @@
-"""Curves of runs as matplotlib figures: accuracy, labels per stage, thresholds, rewards, losses, the engine's work."""
+"""Curves of runs as matplotlib figures: accuracy, labels per stage, thresholds, rewards, losses."""
 
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -52,7 +51,8 @@ def prepare_axes(axes: Axes, *, title: str, x: str, y: str) -> None:
         axes.spines[side].set_color("#b5b5b5")
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes) -> None:
+    """Names the curves of a panel that has any."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         axes.legend(handles, labels, fontsize=8, frameon=False, ncols=1 + len(labels) // 9)
@@ -115,7 +115,8 @@ def _plot_stages(axes: Axes, runs: Sequence[VariantRun], read: Reader, x: str) -
     return drawn
 
 
-def _panels(count: int, *, columns: int = 3, size: tuple[float, float] = (4.0, 3.1)) -> tuple[Figure, list[Axes]]:
+def make_panels(count: int, *, columns: int = 3, size: tuple[float, float] = (4.0, 3.1)) -> tuple[Figure, list[Axes]]:
+    """Returns a figure of `count` panels side by side, and these."""
     columns = min(columns, count)
     lines = -(-count // columns)
     # Room between the label below one panel and the title of the next one.
@@ -137,7 +138,7 @@ def accuracy_figure(runs: Sequence[VariantRun]) -> Figure | None:
     """
     if not _has(runs, "miou"):
         return None
-    figure, (axes,) = _panels(1, size=(7.4, 4.2))
+    figure, (axes,) = make_panels(1, size=(7.4, 4.2))
     x, x_label = _stage_axis(runs)
     prepare_axes(axes, title="mIoU on the evaluation split", x=x_label, y="mIoU (%)")
     ceilings = [run for run in runs if x == "budget" and _labels_everything(run)]
@@ -151,7 +152,7 @@ def accuracy_figure(runs: Sequence[VariantRun]) -> Figure | None:
             if height is not None:
                 style = GREY_STYLES[1 + index % 3]
                 axes.axhline(100.0 * height.mean, color="#6f6f6f", linestyle=style, linewidth=1.2, label=label)
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -175,11 +176,11 @@ def label_figure(runs: Sequence[VariantRun]) -> Figure | None:
     panels = {key: title for key, title in LABEL_PANELS.items() if _has(runs, key)}
     if not panels:
         return None
-    figure, all_axes = _panels(len(panels))
+    figure, all_axes = make_panels(len(panels))
     for axes, (key, title) in zip(all_axes, panels.items(), strict=True):
         prepare_axes(axes, title=title, x="stage", y="%")
         _plot_stages(axes, runs, _percent_of(key), "stage")
-    _legend(all_axes[0])
+    legend(all_axes[0])
     return figure
 
 
@@ -215,7 +216,7 @@ def _plot_thresholds(axes: Axes, run: VariantRun) -> None:
         )
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
+def smooth(values: np.ndarray) -> np.ndarray:
     """Centred running mean over about a tenth of the curve, shorter at its ends."""
     half = max(1, len(values) // 20)
     total = np.concatenate([[0.0], np.cumsum(values)])
@@ -237,7 +238,7 @@ def _plot_series(axes: Axes, rows: Sequence[Row], keys: Mapping[str, str]) -> No
             x, y = np.array(points, dtype=np.float64).T
             colour = COLOURS[index % len(COLOURS)]
             axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
-            axes.plot(x, _smooth(y), color=colour, linewidth=1.6, label="" if key in named else name)
+            axes.plot(x, smooth(y), color=colour, linewidth=1.6, label="" if key in named else name)
             named.add(key)
         if begin:
             axes.axvline(places[begin], color="#9a9a9a", linewidth=0.8, linestyle=":")
@@ -270,7 +271,7 @@ def exploration_figure(run: VariantRun) -> Figure | None:
     thresholds = any(_thresholds(row, "threshold_mean") for row in run.stages())
     if not panels and not thresholds:
         return None
-    figure, all_axes = _panels(len(panels) + int(thresholds))
+    figure, all_axes = make_panels(len(panels) + int(thresholds))
     for axes, (title, keys) in zip(all_axes[int(thresholds) :], panels.items(), strict=True):
         prepare_axes(axes, title=title, x="iteration", y="")
         _plot_series(axes, rows, keys)
@@ -281,7 +282,7 @@ def exploration_figure(run: VariantRun) -> Figure | None:
         _plot_thresholds(all_axes[0], run)
     for axes in all_axes:
         if len(axes.get_legend_handles_labels()[0]) > 1:
-            _legend(axes)
+            legend(axes)
     return figure
 
 
@@ -306,7 +307,7 @@ def training_figure(
     curves = {name: losses for name, losses in curves.items() if losses}
     if not curves:
         return None
-    figure, (axes,) = _panels(1, size=(7.4, 3.4))
+    figure, (axes,) = make_panels(1, size=(7.4, 3.4))
     prepare_axes(axes, title="training loss of the segmenter", x="logged step", y="cross-entropy")
     before = max((len(v) for name, v in curves.items() if name.startswith("pre-training")), default=0)
     for index, (name, losses) in enumerate(curves.items()):
@@ -317,99 +318,9 @@ def training_figure(
         )
         axes.plot(np.arange(start, start + len(losses)), losses, style, color=colour, linewidth=1.4, label=name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(axes)
+    legend(axes)
     return figure
 
 
 def _losses(rows: Sequence[Row]) -> list[float]:
     return [loss for row in rows if (loss := number(row, "loss")) is not None]
-
-
-ENGINE_PANELS: dict[str, tuple[str, dict[str, str]]] = {
-    "rollouts per second": ("", {"rollouts_per_second": "rollouts"}),
-    "policy lag of the rollouts": ("policy versions", {"policy_lag_mean": "mean", "policy_lag_max": "largest"}),
-    "learner's time": (
-        "share",
-        {
-            "learner_busy_share": "in updates",
-            "learner_idle_share": "without work",
-            "learner_prepare_share": "of the updates: records not ready",
-        },
-    ),
-    "actors": ("", {"actors_total": "all", "actors_alive": "alive", "orders_in_flight": "orders in flight"}),
-    "rollouts without use, since the start": (
-        "rollouts",
-        {"rollouts_dropped": "dropped: too old", "rollouts_lost": "lost with an actor"},
-    ),
-    "age of the weights that acted": ("seconds", {"weights_age_seconds": "mean"}),
-}
-"""Title → label of the y axis and the keys of timings.jsonl with their names."""
-
-LEVELS = ("actors", "rollouts without use, since the start")
-"""Panels of numbers that hold until they change; drawn as steps."""
-
-
-def engine_rows(run: VariantRun) -> list[Row]:
-    """Reads timings.jsonl as far as it is whole; empty where there is none."""
-    path, rows = run.path / "timings.jsonl", []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                rows.append(dict(json.loads(line)))
-            except (ValueError, TypeError):
-                break
-    return rows
-
-
-def engine_figure(run: VariantRun) -> Figure | None:
-    """What actors and learner did over the minutes of the run; None where nothing was sampled.
-
-    Shaded: exploration or play. Minutes count the iterations alone, so the time between a kill and a resume is left out.
-    """
-    rows = engine_rows(run)
-    if not any(number(row, "rollouts_per_second") for row in rows):
-        return None
-    remote = any(number(row, "actors_total") for row in rows)
-    panels = {
-        title: (unit, keys)
-        for title, (unit, keys) in ENGINE_PANELS.items()
-        if (remote or title not in LEVELS) and any(number(row, key) is not None for row in rows for key in keys)
-    }
-    minutes = np.cumsum([number(row, "seconds") or 0.0 for row in rows]) / 60.0
-    phases = {row.get("iteration"): row.get("phase") for row in run.metrics}
-    spans = _phase_spans([phases.get(row.get("iteration")) for row in rows])
-    figure, all_axes = _panels(len(panels))
-    for axes, (title, (unit, keys)) in zip(all_axes, panels.items(), strict=True):
-        prepare_axes(axes, title=title, x="minutes", y=unit)
-        for phase, begin, end in spans:
-            if phase in ("explore", "play"):
-                axes.axvspan(minutes[begin - 1] if begin else 0.0, minutes[end - 1], color="#f1f1f1", lw=0, zorder=0)
-        for index, (key, name) in enumerate(keys.items()):
-            values = [number(row, key) for row in rows]
-            pieces = [(0, len(rows))] if title in LEVELS else [(begin, end) for _, begin, end in spans]
-            for begin, end in pieces:
-                points = [(minutes[i], v) for i in range(begin, end) if (v := values[i]) is not None]
-                if points:
-                    _plot_piece(axes, points, COLOURS[index], name, steps=title in LEVELS)
-        axes.set_ylim(bottom=0.0, top=1.03 if unit == "share" else None)
-        axes.set_xlim(left=0.0)
-        if len(axes.get_legend_handles_labels()[0]) > 1:
-            _legend(axes)
-    return figure
-
-
-def _phase_spans(phases: Sequence[str | None]) -> list[tuple[str | None, int, int]]:
-    """Each stretch of one phase: its name, its first row and the row after its last one."""
-    starts = [i for i in range(len(phases)) if i == 0 or phases[i] != phases[i - 1]]
-    return [(phases[begin], begin, end) for begin, end in zip(starts, [*starts[1:], len(phases)], strict=True)]
-
-
-def _plot_piece(axes: Axes, points: Sequence[tuple[float, float]], colour: str, name: str, *, steps: bool) -> None:
-    """One curve within one phase: a step line, or every value faint and its running mean on top; named once."""
-    x, y = np.array(points, dtype=np.float64).T
-    label = "" if name in axes.get_legend_handles_labels()[1] else name
-    if steps:
-        axes.step(x, y, where="post", color=colour, linewidth=1.6, label=label)
-        return
-    axes.plot(x, y, color=colour, alpha=0.3, linewidth=0.8, marker=".", markersize=3)
-    axes.plot(x, _smooth(y), color=colour, linewidth=1.6, label=label)

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from raysseg.visualization import curves
 from raysseg.visualization.alarms import alarms
+from raysseg.visualization.engine_curves import engine_figure
 from raysseg.visualization.run_directory import RunDirectory, VariantRun, load_variant_runs
 from raysseg.visualization.tables import (
     ComparisonRow,
@@ -175,7 +176,7 @@ def _engine(groups: Groups) -> str:
     parts = []
     for label, members in groups.items():
         for member in members:
-            figure = curves.engine_figure(member)
+            figure = engine_figure(member)
             if figure is not None:
                 parts.append(f"<h3>{escape(label)}</h3>")
                 caption = f"Seed {member.seed}. {ENGINE_CAPTION}"

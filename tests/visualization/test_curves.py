@@ -8,13 +8,13 @@ from matplotlib.figure import Figure
 
 from raysseg.visualization.curves import (
     accuracy_figure,
-    engine_figure,
     exploration_figure,
     figure_png,
     label_figure,
     threshold_names,
     training_figure,
 )
+from raysseg.visualization.engine_curves import engine_figure
 from raysseg.visualization.run_directory import load_variant_runs
 
 
