@@ -273,24 +273,48 @@ def test_minibatches_hold_batch_size_regions(game_bench: Make) -> None:
 
 
 @pytest.mark.parametrize("scope", ["all", "decoder"])
-def test_known_images_are_rehearsed_whole_with_the_newest_regions(game_bench: Make, scope: str) -> None:
+def test_what_is_known_is_rehearsed_with_the_newest_regions(game_bench: Make, scope: str) -> None:
     still = {"ralis__episode__augmentation": DECODER["ralis__episode__augmentation"]}
     bench = game_bench(**(DECODER if scope == "decoder" else still), ralis__episode__rehearsal=2)
     episode = bench.reset(known=bench.sets.labelled)
     truth = bench.runner.workspace.train.labels(torch.as_tensor(bench.sets.labelled), -1)
-    seen = set()
-    for chosen in CHOICES:
+    earlier: list[torch.Tensor] = []
+    seen = {"whole": 0, "earlier": 0}
+    for chosen in [*CHOICES, *CHOICES][: episode.steps]:
         with mock.patch.object(training, "_summed_loss", side_effect=training._summed_loss) as loss:
-            episode.label(np.array(chosen))
-        maps = torch.cat([call.args[1] for call in loss.call_args_list])
-        whole = [one for one in maps if int((one < 254).sum()) == 48 * 48]
-        assert len(whole) == 2
-        numbers = [int(np.flatnonzero([torch.equal(one, label) for label in truth])[0]) for one in whole]
-        assert numbers[0] != numbers[1]
-        seen |= set(numbers)
-    assert len(seen) > 2, "every step draws its own"
+            step = episode.label(np.array(chosen))
+        newest = known_maps(bench, step.rows, step.regions)
+        maps = list(torch.cat([call.args[1] for call in loss.call_args_list]))
+        for expected in newest:
+            maps.pop(next(place for place, one in enumerate(maps) if torch.equal(one, expected)))
+        assert len(maps) == 2, "two images beside the newest regions"
+        for one in maps:
+            kinds = {
+                "whole": any(torch.equal(one, label) for label in truth),
+                "earlier": any(torch.equal(one, label) for label in earlier),
+            }
+            assert any(kinds.values()), "only what was known before"
+            for kind, found in kinds.items():
+                seen[kind] += found
+        earlier = known_maps(bench, *episode.labelled)
+    assert all(seen.values()), seen
     played = bench.runner.env.played(bench.sets, 0)
     assert played.known.tolist() == bench.sets.start.tolist()
+
+
+def known_maps(bench: GameBench, rows: np.ndarray, regions: np.ndarray) -> list[torch.Tensor]:
+    """Returns, image by image, the labels of these regions alone."""
+    grid = bench.runner.settings.ralis.regions
+    maps = []
+    for row in np.unique(rows):
+        label = bench.runner.workspace.train.labels(torch.tensor([int(row)]), -1)[0]
+        asked = torch.full_like(label, 255)
+        for region in regions[rows == row]:
+            height, width = label.shape[0] // grid.rows, label.shape[1] // grid.columns
+            top, left = (int(region) // grid.columns) * height, (int(region) % grid.columns) * width
+            asked[top : top + height, left : left + width] = label[top : top + height, left : left + width]
+        maps.append(asked)
+    return maps
 
 
 def test_rare_classes_weigh_more_in_the_pass_by_their_pixels_in_the_reward_set(game_bench: Make) -> None:

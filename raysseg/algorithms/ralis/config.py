@@ -96,8 +96,9 @@ class SegmenterStepOptions(Settings):
     rehearsal: int = Field(
         0,
         ge=0,
-        description="[R] images whose labels are known (D_T's start part while playing, D_T on D_V) that join every minibatch, so "
-        "that the reward is what regions add and not what a pass over them forgets; [P] none",
+        description="[R] images that join every minibatch, drawn from those whose labels are known before the episode (D_T's "
+        "start part while playing, D_T on D_V) and those labelled in it so far, so that the reward is what regions add and not "
+        "what a pass over them forgets; [P] none",
     )
     augmentation: AugmentationSettings = Field(
         AugmentationSettings(scale=(1.0, 1.0), flip=0.5, rotation=0.0, crop=None),

@@ -21,7 +21,7 @@ from raysseg.algorithms.ralis.maps import EncoderMaps, FreshMaps, KeptMaps
 from raysseg.algorithms.ralis.pools import Pools, check_budget, check_grid, draw_pools
 from raysseg.algorithms.ralis.rewards import measure_miou, miou_gain
 from raysseg.algorithms.ralis.state import LabelledRegions, Observation, RegionDescriber, Wanted
-from raysseg.algorithms.ralis.training import RegionTrainer, region_labels
+from raysseg.algorithms.ralis.training import KnownLabels, RegionTrainer, region_labels
 from raysseg.core.seeding import generator
 from raysseg.core.workspace import Workspace
 from raysseg.data.batches import GROUND_TRUTH
@@ -42,7 +42,7 @@ class Game:
         budget: regions to label, a multiple of K.
         seed: of everything that is drawn.
         name: the setting that holds the budget.
-        known: images whose labels are known, to rehearse, int64 `[M]`.
+        known: images whose labels are known before the episode, to rehearse, int64 `[M]`.
     """
 
     rows: np.ndarray
@@ -225,13 +225,14 @@ class LabellingEpisode:
         assert self.game is not None
         places = np.arange(self.options.per_step)
         rows, regions = self.pools.rows[places, chosen], self.pools.regions[places, chosen]
+        known = KnownLabels.of(self.game.known, self._rows, self._regions, self.options.regions.count)
         counts = self._take(rows, regions, chosen)
         loss = self._trainer.train(
             rows,
             regions,
             seed=int(generator(self.game.seed, "train", self.step).integers(2**62)),
             progress=self.step / self.steps,
-            known=self.game.known,
+            known=known,
         )
         before, self.miou = self.miou, self._measure()
         self.step += 1

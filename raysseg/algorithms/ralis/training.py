@@ -22,7 +22,27 @@ from raysseg.functional.constants import PADDING, UNLABELLED
 from raysseg.functional.regions import cut_regions
 from raysseg.segmenters import Segmenter, SegmenterOutput, upsample_logits
 
-NO_IMAGES: np.ndarray = np.zeros(0, dtype=np.int64)
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class KnownLabels:
+    """Images of which all or some labels are known from before.
+
+    Args:
+        rows: int64 `[M]`, each image once.
+        asked: bool `[M, R]`, the regions whose labels are known.
+    """
+
+    rows: np.ndarray
+    asked: np.ndarray
+
+    @classmethod
+    def of(cls, whole: np.ndarray, rows: np.ndarray, regions: np.ndarray, count: int) -> KnownLabels:
+        """Joins images with all of their labels, int64 `[W]`, and single regions of other images, int64 `[L]` each."""
+        images, places = np.unique(rows, return_inverse=True)
+        asked: np.ndarray = np.ones((len(whole) + len(images), count), dtype=bool)
+        asked[len(whole) :] = False
+        asked[len(whole) + places, regions] = True
+        return cls(rows=np.concatenate([whole, images]), asked=asked)
 
 
 def region_labels(
@@ -130,7 +150,7 @@ class RegionTrainer:
 
     @torch.enable_grad()
     def train(
-        self, rows: np.ndarray, regions: np.ndarray, *, seed: int, progress: float, known: np.ndarray = NO_IMAGES
+        self, rows: np.ndarray, regions: np.ndarray, *, seed: int, progress: float, known: KnownLabels | None = None
     ) -> float:
         """Passes over regions `passes` times.
 
@@ -139,7 +159,7 @@ class RegionTrainer:
             regions: their numbers therein, int64 `[K]`.
             seed: of order, augmentation and dropout.
             progress: of the episode, in [0, 1), for the learning rate's schedule.
-            known: images whose labels are all known, int64 `[M]`; `rehearsal` of them join every minibatch.
+            known: what was labelled before; `rehearsal` of its images join every minibatch.
 
         Returns:
             The mean loss over minibatches.
@@ -156,7 +176,9 @@ class RegionTrainer:
                 torch.manual_seed(int(generator(seed, "dropout", number).integers(2**62)))
                 draws = generator(seed, "order", number)
                 for minibatch in self._minibatches(rows, regions, draws):
-                    losses.append(self._update(self._rehearsing(minibatch, known, draws)))
+                    losses.append(
+                        self._update(minibatch if known is None else self._rehearsing(minibatch, known, draws))
+                    )
         values = torch.stack(losses)
         if not bool(torch.isfinite(values).all()):
             keys = ", ".join(self._data.keys[row] for row in np.unique(rows))
@@ -188,16 +210,17 @@ class RegionTrainer:
             )
         return result
 
-    def _rehearsing(self, minibatch: _Minibatch, known: np.ndarray, draws: np.random.Generator) -> _Minibatch:
-        """Adds some images whose labels are known, all of their pixels or one crop of each."""
-        count = min(self._options.rehearsal, len(known))
+    def _rehearsing(self, minibatch: _Minibatch, known: KnownLabels, draws: np.random.Generator) -> _Minibatch:
+        """Adds some images with what is known of them, or one crop of each around a region that is known."""
+        count = min(self._options.rehearsal, len(known.rows))
         if count == 0:
             return minibatch
-        whole: np.ndarray = np.ones((count, self._regions.count), dtype=bool)
+        drawn = draws.choice(len(known.rows), size=count, replace=False)
+        asked = known.asked[drawn]
         return _Minibatch(
-            rows=np.concatenate([minibatch.rows, draws.choice(known, size=count, replace=False)]),
-            asked=np.concatenate([minibatch.asked, whole]),
-            centres=np.concatenate([minibatch.centres, draws.integers(0, self._regions.count, size=count)]),
+            rows=np.concatenate([minibatch.rows, known.rows[drawn]]),
+            asked=np.concatenate([minibatch.asked, asked]),
+            centres=np.concatenate([minibatch.centres, (draws.random(asked.shape) * asked).argmax(1)]),
             seeds=np.concatenate([minibatch.seeds, draws.integers(0, 2**62, size=count, dtype=np.int64)]),
         )
 
