@@ -6,7 +6,7 @@ from raysseg.functional.constants import MAX_CLASSES, PADDING, UNLABELLED
 from raysseg.functional.counting import count_indices
 from raysseg.functional.ddpg import assessor_loss, bootstrap_target, explore, searcher_loss, soft_update
 from raysseg.functional.divergence import divergence_histograms, kl_matrix
-from raysseg.functional.double_q import double_q_targets, q_loss
+from raysseg.functional.double_q import discounted_sums, double_q_targets, q_loss
 from raysseg.functional.label_inference import (
     candidates,
     dilate_classes,
@@ -69,6 +69,7 @@ __all__ = [
     "count_indices",
     "cut_regions",
     "dilate_classes",
+    "discounted_sums",
     "distance",
     "divergence_histograms",
     "double_q_targets",

@@ -1,16 +1,34 @@
-"""Double Q-learning: targets in the standard form and in the paper's wording, and the loss (RALIS, Eq. 2 and 3)."""
+"""Double Q-learning: returns of several steps, targets in the standard form and in the paper's wording, and the loss (RALIS,
+Eq. 2 and 3).
+"""
 
 from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
-from torch.nn.functional import huber_loss, mse_loss
+from torch.nn.functional import huber_loss, mse_loss, pad
 
 from raysseg.errors import InputError
 
 Rule = Literal["standard", "paper"]
 Loss = Literal["squared", "huber"]
+
+
+def discounted_sums(rewards: Tensor, count: int, gamma: float) -> Tensor:
+    """Sums, from every step on, the next rewards: Σ_i γ^i r_{t+i} over i < `count`, as far as the episode goes.
+
+    Args:
+        rewards: float [..., T], of whole episodes.
+        count: of steps, at least 1; with 1 they are the rewards themselves.
+        gamma: γ in [0, 1].
+    Returns:
+        float [..., T].
+    Source: reconstruction; the returns of n-step Q-learning.
+    """
+    windows = pad(rewards, (0, count - 1)).unfold(-1, count, 1)
+    return windows @ (gamma ** torch.arange(count, dtype=rewards.dtype, device=rewards.device))
 
 
 def double_q_targets(

@@ -20,7 +20,7 @@ import raysseg.algorithms  # noqa: F401  (registers the environment)
 from raysseg.algorithms.ralis import training
 from raysseg.algorithms.ralis.env import RALISVectorEnv
 from raysseg.algorithms.ralis.maps import FreshMaps
-from raysseg.algorithms.ralis.policies import POLICIES
+from raysseg.algorithms.ralis.policies import POLICIES, Direction
 from raysseg.algorithms.ralis.state import RegionDescriber, Wanted
 from raysseg.algorithms.ralis.steps import STEP_SCHEMA, from_binary
 from raysseg.errors import InputError, NonFiniteError
@@ -483,6 +483,22 @@ def test_a_grid_that_does_not_divide_names_the_image_and_the_nearest_that_does(g
 
 
 # ---- the actor's rollout --------------------------------------------------------------------------------------------
+
+
+def test_explored_steps_of_an_episode_follow_one_direction(game_bench: Make) -> None:
+    bench = game_bench(
+        ralis__learning__exploration="direction", ralis__learning__epsilon_start=1.0, ralis__learning__epsilon_end=1.0
+    )
+    groups = bench.settings.ralis.regions.feature_groups(CLASSES)
+    directions = []
+    for seed in (3, 4):
+        records = bench.sample(seed=seed)
+        candidates = from_binary(records.column("candidates"), (PER_STEP, 4, CLASSES + 48 + 64))
+        direction = Direction.draw(groups, seed)
+        expected = [direction.follow(torch.tensor(step.astype(np.float32))).tolist() for step in candidates]
+        assert records.column("chosen").to_pylist() == expected
+        directions.append(direction.weights)
+    assert not np.allclose(*directions), "every episode has its own"
 
 
 def test_an_episode_is_recorded_step_by_step(game_bench: Make) -> None:

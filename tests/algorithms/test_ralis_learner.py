@@ -43,7 +43,10 @@ class LearnerBench:
         self.shapes = StepShapes(
             state=(network["state_size"], network["state_features"]), candidates=(K, N, network["action_features"])
         )
-        self.replay = StepReplay(self.options.learning.replay, shapes=self.shapes)
+        learning = self.options.learning
+        self.replay = StepReplay(
+            learning.replay, shapes=self.shapes, return_steps=learning.return_steps, gamma=learning.gamma
+        )
 
     @property
     def module(self) -> QueryModule:
@@ -117,15 +120,21 @@ def by_hand(made: LearnerBench, draw: Any, *, rule: str) -> tuple[torch.Tensor, 
                 pool = torch.tensor(np.frombuffer(row["next_candidates"], np.float16).astype(np.float32)).view(1, N, -1)
                 chooser, judge = (module.query, module.target_query)[:: 1 if rule == "standard" else -1]
                 best = chooser(after, pool)[0].argmax()
-                target = target + made.options.learning.gamma * judge(after, pool)[0, best]
+                learning = made.options.learning
+                target = target + learning.gamma**learning.return_steps * judge(after, pool)[0, best]
             targets.append(target)
     return torch.stack(targets), torch.stack(values)
 
 
-@pytest.mark.parametrize("rule", ["standard", "paper"])
-def test_errors_and_loss_are_those_of_the_equations(bench: Callable[..., LearnerBench], rule: str) -> None:
+@pytest.mark.parametrize(("rule", "count"), [("standard", 1), ("paper", 1), ("standard", 2)])
+def test_errors_and_loss_are_those_of_the_equations(bench: Callable[..., LearnerBench], rule: str, count: int) -> None:
     # Normalised by itself, a value is the same whatever it is computed with.
-    made = bench(ralis__learning__double_q=rule, ralis__learning__gamma=0.9, ralis__learning__normalisation="layer")
+    made = bench(
+        ralis__learning__double_q=rule,
+        ralis__learning__return_steps=count,
+        ralis__learning__gamma=0.9,
+        ralis__learning__normalisation="layer",
+    )
     for number in range(3):
         made.add(number, lambda features: float(features.sum()))
     # A target that differs from its network.

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from raysseg.algorithms.ralis.maps import FreshMaps
-from raysseg.algorithms.ralis.policies import POLICIES, Exploration, choose_by_query, choose_uniformly, epsilon_at
+from raysseg.algorithms.ralis.policies import (
+    POLICIES,
+    Direction,
+    Exploration,
+    choose_by_query,
+    choose_uniformly,
+    epsilon_at,
+)
 from raysseg.algorithms.ralis.pools import Pools, check_grid, draw_pools
 from raysseg.algorithms.ralis.state import Observation, RegionDescriber, Wanted
 from raysseg.errors import InputError, NonFiniteError
@@ -260,13 +267,14 @@ def test_an_explored_step_may_follow_one_direction_in_all_pools() -> None:
     observation = Observation(pools=made, state=torch.zeros(2, 3), candidates=candidates)
     network, seen = Valued(torch.zeros(2, 2)), set()
     for seed in range(60):
-        exploration = Exploration(seed=seed, query=network, epsilon=1.0, groups=(1, 2))
+        exploration = Exploration(seed=0, query=network, epsilon=1.0, direction=Direction.draw((1, 2), seed))
         seen.add(tuple(choose_by_query(observation, exploration).chosen.tolist()))
     # The first number rises where the second falls in one pool, and falls where it rises in the other.
     assert seen == {(0, 1), (1, 0)}, (
         "a direction along either number, or between them, never prefers the same place in both"
     )
-    greedy = choose_by_query(observation, Exploration(seed=0, query=network, epsilon=0.0, groups=(1, 2)))
+    exploration = Exploration(seed=0, query=network, epsilon=0.0, direction=Direction.draw((1, 2), 0))
+    greedy = choose_by_query(observation, exploration)
     assert greedy.chosen.tolist() == [0, 0]
 
 

@@ -51,9 +51,10 @@ def episode(number: int, *, segmenter: int = 0, policy: int = 0, **changes: Any)
     return step_records({**columns, **tensors(number), **changes})
 
 
-def buffer_of(capacity: int, *numbers: int, **options: Any) -> StepReplay:
+def buffer_of(capacity: int, *numbers: int, return_steps: int = 1, gamma: float = 0.5, **options: Any) -> StepReplay:
     """Returns a buffer with the episodes of these numbers, whose policies have their numbers as versions."""
-    made = StepReplay(ReplaySettings(capacity=capacity, **options), shapes=SHAPES)
+    settings = ReplaySettings(capacity=capacity, **options)
+    made = StepReplay(settings, shapes=SHAPES, return_steps=return_steps, gamma=gamma)
     for number in numbers:
         made.add(episode(number, policy=number))
     return made
@@ -104,6 +105,23 @@ def test_every_transition_is_what_was_played() -> None:
             assert not record["terminated"]
             assert np.array_equal(draw.states[record["next_index"]], played["state"][t + 1])
             assert record["next_candidates"] == played["candidates"][t + 1, k].tobytes()
+
+
+@pytest.mark.parametrize("count", [2, STEPS, STEPS + 2])
+def test_a_transition_may_reach_over_several_steps(count: int) -> None:
+    buffer = buffer_of(100, 7, 8, return_steps=count, gamma=0.5)
+    draw = buffer.sample(2 * EACH, generator(0))
+    for place, record in enumerate(draw.records.to_pylist()):
+        t, k, played = place % EACH // K, place % K, tensors(7 + place // EACH)
+        summed = sum(0.5**i * float(played["reward"][t + i]) for i in range(min(count, STEPS - t)))
+        assert record["reward"] == pytest.approx(summed, abs=1e-6)
+        assert np.array_equal(draw.states[record["state_index"]], played["state"][t])
+        assert record["terminated"] == (t + count >= STEPS)
+        if record["terminated"]:
+            assert (record["next_index"], record["next_candidates"]) == (-1, None)
+        else:
+            assert np.array_equal(draw.states[record["next_index"]], played["state"][t + count])
+            assert record["next_candidates"] == played["candidates"][t + count, k].tobytes()
 
 
 def test_a_state_is_drawn_once_however_many_share_it() -> None:

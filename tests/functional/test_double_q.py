@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysseg.errors import InputError
-from raysseg.functional import double_q_targets, q_loss
+from raysseg.functional import discounted_sums, double_q_targets, q_loss
 
 
 @settings(deadline=None, max_examples=40)
@@ -41,6 +41,24 @@ def test_targets_match_a_loop(seed: int, batch: int, number: int, gamma: float, 
         best = chooser.tolist().index(max(chooser.tolist()))
         expected.append(rewards[b] + (0.0 if terminated[b] else gamma * judge[best]))
     assert found.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    steps=st.integers(1, 6),
+    count=st.integers(1, 9),
+    gamma=st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_sums_of_rewards_match_a_loop(seed: int, steps: int, count: int, gamma: float) -> None:
+    rewards = np.random.default_rng(seed).normal(size=(2, steps))
+    expected = [
+        [sum(gamma**i * rewards[b, t + i] for i in range(min(count, steps - t))) for t in range(steps)]
+        for b in range(2)
+    ]
+    found = discounted_sums(torch.tensor(rewards), count, gamma)
+    assert found.tolist() == [pytest.approx(row, abs=1e-12) for row in expected]
+    assert discounted_sums(torch.tensor(rewards), 1, gamma).tolist() == rewards.tolist()
 
 
 def test_the_two_rules_by_hand() -> None:

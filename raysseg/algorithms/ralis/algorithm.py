@@ -58,7 +58,10 @@ class RALIS(SegmentationAlgorithm):
             state=(network["state_size"], network["state_features"]),
             candidates=(options.per_step, options.learning.pool_size, network["action_features"]),
         )
-        self.replay = StepReplay(options.learning.replay, shapes=shapes)
+        learning = options.learning
+        self.replay = StepReplay(
+            learning.replay, shapes=shapes, return_steps=learning.return_steps, gamma=learning.gamma
+        )
         self.labelled = Labelled.everything(self.sets.pool[:0], 0)
         self.acquisition: dict[str, Any] | None = None
         self.budget_numbers: list[dict[str, Any]] = []

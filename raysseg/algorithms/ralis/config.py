@@ -115,6 +115,11 @@ class LearningOptions(Settings):
     updates_per_step: float = Field(1.0, gt=0, description="[C] updates of the query network per step of an episode")
     batch_size: int = Field(16, ge=2, description="[C] transitions per update")
     gamma: float = Field(0.999, ge=0, le=1, description="[C] discount")
+    return_steps: int = Field(
+        1,
+        ge=1,
+        description="[P] rewards summed before the value that follows; [R] with more, what a label does later counts",
+    )
     double_q: Literal["standard", "paper"] = Field(
         "standard",
         description="[C] chosen by the query network, valued by the target; [P] the text says the reverse (Eq. 3)",
@@ -136,8 +141,8 @@ class LearningOptions(Settings):
     epsilon_coin: Literal["step", "region"] = Field("step", description="[C] one coin for all pools of a step")
     exploration: Literal["uniform", "direction"] = Field(
         "uniform",
-        description="[C] explored regions are drawn uniformly; [R] 'direction': all pools of a step follow one random direction "
-        "of class shares and entropies, which a reward that all of them share can tell apart",
+        description="[C] explored regions are drawn uniformly; [R] 'direction': all explored steps of an episode follow one random "
+        "direction of class shares and entropies, which rewards that all pools share can tell apart",
     )
     reward_scale: float = Field(100.0, gt=0, description="[C] rewards in points of mIoU")
     optimiser: OptimiserSettings = Field(

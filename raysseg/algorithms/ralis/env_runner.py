@@ -13,7 +13,7 @@ from raysseg.algorithms.ralis.config import RALISSettings
 from raysseg.algorithms.ralis.env import RALISVectorEnv
 from raysseg.algorithms.ralis.episode import Game, LabellingEpisode, Step
 from raysseg.algorithms.ralis.module import QUERY, START, QueryNetwork
-from raysseg.algorithms.ralis.policies import POLICIES, Choice, Exploration, epsilon_at
+from raysseg.algorithms.ralis.policies import POLICIES, Choice, Direction, Exploration, epsilon_at
 from raysseg.algorithms.ralis.sets import RegionSets
 from raysseg.algorithms.ralis.state import Observation
 from raysseg.algorithms.ralis.steps import step_records
@@ -163,15 +163,18 @@ class RALISEnvRunner(SegmentationEnvRunner):
     def _play(self, policy: str, epsilon: float) -> tuple[Observation, Choice, Step]:
         """Plays one step."""
         chooser, episode = POLICIES[policy], self.episode
+        assert episode.game is not None
         observation = episode.observe(chooser.wanted)
-        learning = self.settings.ralis.learning
-        groups = self.settings.ralis.regions.feature_groups(self.workspace.num_classes)
+        learning, direction = self.settings.ralis.learning, None
+        if learning.exploration == "direction":
+            groups = self.settings.ralis.regions.feature_groups(self.workspace.num_classes)
+            direction = Direction.draw(groups, episode.game.seed)
         exploration = Exploration(
             seed=episode.step_seed,
             query=self.query if policy == "query" else None,
             epsilon=epsilon,
             coin=learning.epsilon_coin,
-            groups=groups if learning.exploration == "direction" else None,
+            direction=direction,
         )
         choice = chooser.choose(observation, exploration)
         return observation, choice, episode.label(choice.chosen)

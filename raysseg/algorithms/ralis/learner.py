@@ -30,9 +30,9 @@ class StepBatch:
         index: int64 `[B]`, the state of every transition.
         actions: the candidates that were chosen, float32 `[B, 1, F]`.
         going_on: int64 `[B']`, the transitions after which their episode goes on.
-        next_index: int64 `[B']`, the states after these.
-        next_candidates: the pools after these, float32 `[B', N, F]`; None where B' is 0.
-        rewards: float32 `[B]`.
+        next_index: int64 `[B']`, the states `return_steps` after these.
+        next_candidates: the pools then, float32 `[B', N, F]`; None where B' is 0.
+        rewards: float32 `[B]`, discounted sums of as many steps.
         terminated: bool `[B]`.
         weights: importance weights, float32 `[B]`.
     """
@@ -186,8 +186,9 @@ class RALISLearner(SegmentationLearner):
         if batch.next_candidates is not None:
             for row, network in enumerate((module.query, module.target_query)):
                 values[row, batch.going_on] = network.eval()(batch.states, batch.next_candidates, batch.next_index)
+        gamma = settings.gamma**settings.return_steps
         return double_q_targets(
-            batch.rewards, batch.terminated, values[0], values[1], gamma=settings.gamma, rule=settings.double_q
+            batch.rewards, batch.terminated, values[0], values[1], gamma=gamma, rule=settings.double_q
         )
 
     def _step_query(

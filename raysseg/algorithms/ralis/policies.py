@@ -21,6 +21,33 @@ from raysseg.functional.acquisition import follow_direction, greedy_cover
 from raysseg.segmenters import evaluation_mode
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Direction:
+    """What candidates are compared by where exploration is coherent.
+
+    Args:
+        groups: how many consecutive numbers of a candidate say the same, G of them.
+        weights: of their means, float64 `[G]`.
+
+    Source: reconstruction.
+    """
+
+    groups: tuple[int, ...]
+    weights: np.ndarray
+
+    @classmethod
+    def draw(cls, groups: tuple[int, ...], seed: int) -> Direction:
+        """Draws the direction of an episode from its seed."""
+        return cls(groups=groups, weights=generator(seed, "direction").standard_normal(len(groups)))
+
+    def follow(self, candidates: torch.Tensor) -> np.ndarray:
+        """Chooses in every pool what lies farthest along it, int64 `[K]` of candidates float `[K, N, F]`."""
+        parts = candidates[..., : sum(self.groups)].split(self.groups, -1)
+        points = torch.stack([part.mean(-1) for part in parts], -1)
+        weights = torch.as_tensor(self.weights, dtype=points.dtype, device=points.device)
+        return follow_direction(points, weights).cpu().numpy()
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Exploration:
     """Everything beside the observation that a choice depends on.
@@ -30,15 +57,14 @@ class Exploration:
         query: the query network; None for the baselines.
         epsilon: probability of a random choice in place of the query network's.
         coin: whether one coin decides for all pools of a step, or each pool has its own.
-        groups: how many consecutive numbers of a candidate say the same; then an explored step follows one random direction
-            of their means. None: explored regions are drawn uniformly.
+        direction: what an explored step follows; None: explored regions are drawn uniformly.
     """
 
     seed: int
     query: QueryNetwork | None = None
     epsilon: float = 0.0
     coin: str = "step"
-    groups: tuple[int, ...] | None = None
+    direction: Direction | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -122,19 +148,11 @@ def choose_by_query(observation: Observation, exploration: Exploration) -> Choic
     draws = generator(exploration.seed, "explore")
     coins = draws.random(1 if exploration.coin == "step" else _count(observation)) < exploration.epsilon
     explored = draws.integers(observation.pools.distinct, size=_count(observation))
-    if exploration.groups is not None and coins.all():
-        explored = _follow(observation.candidates[:, : observation.pools.distinct], exploration.groups, draws)
+    if exploration.direction is not None and coins.all():
+        explored = exploration.direction.follow(observation.candidates[:, : observation.pools.distinct])
     chosen = np.where(coins, explored, best.indices.cpu().numpy()).astype(np.int64)
     scores = values.cpu().numpy()[np.arange(len(chosen)), chosen]
     return Choice(chosen=chosen, scores=scores, mean_q=float(best.values.mean()))
-
-
-def _follow(candidates: torch.Tensor, groups: tuple[int, ...], draws: np.random.Generator) -> np.ndarray:
-    """Chooses in every pool what lies farthest along one random direction, int64 `[K]`."""
-    parts = candidates[..., : sum(groups)].split(groups, -1)
-    points = torch.stack([part.mean(-1) for part in parts], -1)
-    direction = torch.as_tensor(draws.standard_normal(len(groups)), dtype=points.dtype, device=points.device)
-    return follow_direction(points, direction).cpu().numpy()
 
 
 POLICIES: dict[str, RegionPolicy] = {

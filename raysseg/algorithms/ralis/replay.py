@@ -4,10 +4,10 @@
                 │
                 └── K transitions per step ──▶ `ReplayBuffer`: identifiers, priorities, versions, draws
 
-    transition (t, k):   s_t,  candidate chosen of pool k at t,  r,  s_{t+1},  pool k at t + 1
+    transition (t, k):   s_t,  candidate chosen of pool k at t,  r_t + γ r_{t+1} + … of n steps,  s_{t+n},  pool k at t + n
 
 A transition's identifier is the first one of its episode + t·K + k and so says where its tensors are: states and
-candidates are held once per step, for K transitions of that step and K of the one before. Transitions go one by one,
+candidates are held once per step, for K transitions of that step and K of the one n before. Transitions go one by one,
 episodes when none of their transitions is left.
 """
 
@@ -39,8 +39,9 @@ DRAW_SCHEMA = pa.schema(
         pa.field("k", pa.int16(), nullable=False),
     ]
 )
-"""One drawn transition. `state_index` and `next_index` count the draw's states, −1 after the last step; `action`
-`[d_action]` and `next_candidates` `[N, d_action]`, null after the last step, are float16 in C order.
+"""One drawn transition. `state_index` and `next_index` count the draw's states, −1 where the episode ends before; `action`
+`[d_action]` and `next_candidates` `[N, d_action]`, null there, are float16 in C order; `reward` is the discounted sum of
+the n steps' rewards.
 """
 
 _PLACE_SCHEMA = pa.schema(
@@ -70,12 +71,16 @@ class StepReplay:
     Args:
         settings: capacity in transitions, and how to draw; `shards` is not looked at.
         shapes: of every step's state and candidates.
+        return_steps: n, steps whose rewards are summed.
+        gamma: their discount, in [0, 1].
 
-    Source: RALIS, Sec. 3.4 (transitions of single regions); sharing their states is a reconstruction.
+    Source: RALIS, Sec. 3.4 (transitions of single regions); sharing their states and more steps than one are reconstructions.
     """
 
-    def __init__(self, settings: ReplaySettings, *, shapes: StepShapes) -> None:
-        self._shapes = shapes
+    def __init__(
+        self, settings: ReplaySettings, *, shapes: StepShapes, return_steps: int = 1, gamma: float = 1.0
+    ) -> None:
+        self._shapes, self._return_steps, self._gamma = shapes, return_steps, gamma
         self._places = ReplayBuffer(settings, _PLACE_SCHEMA)
         self._episodes: dict[int, Episode] = {}
 
@@ -128,10 +133,10 @@ class StepReplay:
         starts = np.cumsum(lengths) - lengths
         owners = np.searchsorted(firsts, ids, side="right") - 1
         steps, pools = np.divmod(ids - firsts[owners], self._shapes.per_step)
-        goes_on = steps + 1 < lengths[owners]
-        # All steps held are numbered one after the other, so that the one after a step has the next number.
+        goes_on = steps + self._return_steps < lengths[owners]
+        # All steps held are numbered one after the other, so that those after a step have the next numbers.
         here = starts[owners] + steps
-        used, indices = np.unique(np.concatenate([here, here[goes_on] + 1]), return_inverse=True)
+        used, indices = np.unique(np.concatenate([here, here[goes_on] + self._return_steps]), return_inverse=True)
         next_indices: np.ndarray = np.full(count, -1)
         next_indices[goes_on] = indices[count:]
 
@@ -140,7 +145,7 @@ class StepReplay:
         for owner in np.unique(owners):
             # Identifiers ascend, and so do the owners: an episode's transitions and states are one piece of the draw.
             mine = _span(owners, owner, owner + 1)
-            parts.append(episodes[owner].transitions(steps[mine], pools[mine]))
+            parts.append(episodes[owner].transitions(steps[mine], pools[mine], self._return_steps, self._gamma))
             shared = _span(used, starts[owner], starts[owner] + lengths[owner])
             np.take(episodes[owner].states, used[shared] - starts[owner], 0, out=states[shared], mode="clip")
         actions, candidates, rewards, numbers = (np.concatenate(part) for part in zip(*parts, strict=True))
