@@ -51,10 +51,12 @@ def episode(number: int, *, segmenter: int = 0, policy: int = 0, **changes: Any)
     return step_records({**columns, **tensors(number), **changes})
 
 
-def buffer_of(capacity: int, *numbers: int, return_steps: int = 1, gamma: float = 0.5, **options: Any) -> StepReplay:
+def buffer_of(
+    capacity: int, *numbers: int, return_steps: int = 1, gamma: float = 0.5, centred: bool = False, **options: Any
+) -> StepReplay:
     """Returns a buffer with the episodes of these numbers, whose policies have their numbers as versions."""
     settings = ReplaySettings(capacity=capacity, **options)
-    made = StepReplay(settings, shapes=SHAPES, return_steps=return_steps, gamma=gamma)
+    made = StepReplay(settings, shapes=SHAPES, return_steps=return_steps, gamma=gamma, centred=centred)
     for number in numbers:
         made.add(episode(number, policy=number))
     return made
@@ -122,6 +124,15 @@ def test_a_transition_may_reach_over_several_steps(count: int) -> None:
         else:
             assert np.array_equal(draw.states[record["next_index"]], played["state"][t + count])
             assert record["next_candidates"] == played["candidates"][t + count, k].tobytes()
+
+
+def test_rewards_may_count_from_their_mean_at_the_same_step() -> None:
+    buffer = buffer_of(3 * EACH, 6, 7, 8, 9, return_steps=2, gamma=0.5, centred=True)
+    held = np.stack([tensors(number)["reward"] for number in (7, 8, 9)])
+    centred = held - held.mean(0)
+    expected = centred + 0.5 * np.pad(centred[:, 1:], ((0, 0), (0, 1)))
+    draw = buffer.sample(3 * EACH, generator(0))
+    assert draw.records.column("reward").to_pylist() == pytest.approx(expected.repeat(K).tolist(), abs=1e-5)
 
 
 def test_a_state_is_drawn_once_however_many_share_it() -> None:

@@ -60,7 +60,11 @@ class RALIS(SegmentationAlgorithm):
         )
         learning = options.learning
         self.replay = StepReplay(
-            learning.replay, shapes=shapes, return_steps=learning.return_steps, gamma=learning.gamma
+            learning.replay,
+            shapes=shapes,
+            return_steps=learning.return_steps,
+            gamma=learning.gamma,
+            centred=learning.reward_baseline == "step",
         )
         self.labelled = Labelled.everything(self.sets.pool[:0], 0)
         self.acquisition: dict[str, Any] | None = None

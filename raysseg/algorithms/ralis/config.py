@@ -120,6 +120,11 @@ class LearningOptions(Settings):
         ge=1,
         description="[P] rewards summed before the value that follows; [R] with more, what a label does later counts",
     )
+    reward_baseline: Literal["none", "step"] = Field(
+        "none",
+        description="[P] none; [R] 'step': rewards count from their mean over the episodes in replay at the same step, which "
+        "changes no order of values: that early steps pay more than late ones, whatever is chosen, need not be learned",
+    )
     double_q: Literal["standard", "paper"] = Field(
         "standard",
         description="[C] chosen by the query network, valued by the target; [P] the text says the reverse (Eq. 3)",

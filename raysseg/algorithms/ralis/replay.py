@@ -19,10 +19,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from raysseg.algorithms.ralis.steps import STEP_SCHEMA, Episode, StepShapes, to_binary
 from raysseg.core.replay import ReplayBuffer, check_schema
 from raysseg.core.settings import ReplaySettings
+from raysseg.functional.double_q import discounted_sums
 
 DRAW_SCHEMA = pa.schema(
     [
@@ -73,14 +75,21 @@ class StepReplay:
         shapes: of every step's state and candidates.
         return_steps: n, steps whose rewards are summed.
         gamma: their discount, in [0, 1].
+        centred: whether rewards count from their mean over the episodes held, at the same step.
 
     Source: RALIS, Sec. 3.4 (transitions of single regions); sharing their states and more steps than one are reconstructions.
     """
 
     def __init__(
-        self, settings: ReplaySettings, *, shapes: StepShapes, return_steps: int = 1, gamma: float = 1.0
+        self,
+        settings: ReplaySettings,
+        *,
+        shapes: StepShapes,
+        return_steps: int = 1,
+        gamma: float = 1.0,
+        centred: bool = False,
     ) -> None:
-        self._shapes, self._return_steps, self._gamma = shapes, return_steps, gamma
+        self._shapes, self._return_steps, self._gamma, self._centred = shapes, return_steps, gamma, centred
         self._places = ReplayBuffer(settings, _PLACE_SCHEMA)
         self._episodes: dict[int, Episode] = {}
 
@@ -140,15 +149,16 @@ class StepReplay:
         next_indices: np.ndarray = np.full(count, -1)
         next_indices[goes_on] = indices[count:]
 
+        returns = self._returns(episodes)
         states: np.ndarray = np.empty((len(used), *self._shapes.state), np.float16)
         parts: list[tuple[np.ndarray, ...]] = []
         for owner in np.unique(owners):
             # Identifiers ascend, and so do the owners: an episode's transitions and states are one piece of the draw.
             mine = _span(owners, owner, owner + 1)
-            parts.append(episodes[owner].transitions(steps[mine], pools[mine], self._return_steps, self._gamma))
+            parts.append(episodes[owner].transitions(steps[mine], pools[mine], self._return_steps))
             shared = _span(used, starts[owner], starts[owner] + lengths[owner])
             np.take(episodes[owner].states, used[shared] - starts[owner], 0, out=states[shared], mode="clip")
-        actions, candidates, rewards, numbers = (np.concatenate(part) for part in zip(*parts, strict=True))
+        actions, candidates, numbers = (np.concatenate(part) for part in zip(*parts, strict=True))
         columns = {
             "id": ids,
             "weight": drawn.column("weight"),
@@ -156,7 +166,7 @@ class StepReplay:
             "next_index": next_indices,
             "action": to_binary(actions),
             "next_candidates": to_binary(candidates, goes_on),
-            "reward": rewards,
+            "reward": returns[here],
             "terminated": ~goes_on,
             "episode": numbers,
             "step": steps,
@@ -164,6 +174,18 @@ class StepReplay:
         }
         arrays = [pa.array(columns[field.name]).cast(field.type) for field in DRAW_SCHEMA]
         return Draw(records=pa.RecordBatch.from_arrays(arrays, schema=DRAW_SCHEMA), states=states)
+
+    def _returns(self, episodes: list[Episode]) -> np.ndarray:
+        """Returns the discounted sums of rewards from every step on, float32, episode after episode."""
+        rewards = torch.zeros(len(episodes), max(episode.steps for episode in episodes))
+        played: np.ndarray = np.zeros(rewards.shape, dtype=bool)
+        for row, episode in enumerate(episodes):
+            rewards[row, : episode.steps] = torch.tensor(episode.rewards)
+            played[row, : episode.steps] = True
+        held = torch.as_tensor(played)
+        if self._centred:
+            rewards = (rewards - rewards.sum(0) / held.sum(0)) * held
+        return discounted_sums(rewards, self._return_steps, self._gamma)[held].numpy()
 
     def update_priorities(self, ids: np.ndarray, errors: np.ndarray) -> None:
         """Takes over the |temporal-difference errors| of drawn transitions, as `ReplayBuffer.update_priorities` does.

@@ -10,12 +10,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from raysseg.core.replay import check_schema
 from raysseg.core.replay_files import named_by_content, read_checked, write_once
 from raysseg.errors import InputError, NonFiniteError
-from raysseg.functional.double_q import discounted_sums
 
 SCHEMA_VERSION = 1
 MOST_BYTES = 2**31 - 1
@@ -202,26 +200,23 @@ class Episode:
         return episode
 
     def transitions(
-        self, steps: np.ndarray, pools: np.ndarray, return_steps: int, gamma: float
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        self, steps: np.ndarray, pools: np.ndarray, return_steps: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Copies what some transitions have besides their states.
 
         Args:
             steps: int64 `[n]`.
             pools: int64 `[n]`.
-            return_steps: steps whose rewards are summed.
-            gamma: their discount.
+            return_steps: how far a transition reaches.
 
         Returns:
             Actions float16 `[n, d_action]`, the same pools so many steps later float16 `[m, N, d_action]` where the episode goes
-            on for as long, sums of rewards float32 `[n]` and the episode's number int64 `[n]`.
+            on for as long, and the episode's number int64 `[n]`.
         """
         goes_on = steps + return_steps < self.steps
-        sums = discounted_sums(torch.tensor(self.rewards), return_steps, gamma).numpy()
         return (
             self.candidates[steps, pools, self.chosen[steps, pools]],
             self.candidates[steps[goes_on] + return_steps, pools[goes_on]],
-            sums[steps],
             np.full(len(steps), self.number),
         )
 
