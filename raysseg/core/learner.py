@@ -24,7 +24,7 @@ from raysseg.core.seeding import generator
 from raysseg.core.weights import PackedWeights, pack_weights
 from raysseg.core.work import LearnerWork, Minibatch, Share
 from raysseg.core.workspace import Workspace
-from raysseg.data.augmentation import draw_geometry, normalise, warp_images, warp_labels
+from raysseg.data.augmentation import draw_geometry, draw_labelled_pixels, normalise, warp_images, warp_labels
 from raysseg.errors import NonFiniteError
 from raysseg.functional.class_balance import class_weights, label_mass
 from raysseg.functional.constants import PADDING, UNLABELLED
@@ -312,7 +312,8 @@ class SegmentationLearner(TorchLearner):
         assert preparation.version is not None
         labels = data.labels(rows, preparation.version)
         seeds = to_device(np.asarray(preparation.records.column("seed")), self._device)
-        geometry = draw_geometry(sizes, seeds, augmentation, output_size=augmentation.crop or data.canvas)
+        shown = draw_labelled_pixels(labels, seeds) if self.settings.training.crop_place == "labelled" else None
+        geometry = draw_geometry(sizes, seeds, augmentation, output_size=augmentation.crop or data.canvas, shown=shown)
         labels = warp_labels(labels, sizes, geometry)
         return SegmenterBatch(
             images=normalise(warp_images(images, sizes, geometry)),

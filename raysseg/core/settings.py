@@ -42,6 +42,10 @@ class TrainingSettings(Settings):
     augmentation: AugmentationSettings = Field(
         AugmentationSettings(), description="[P] scale 0.5 to 2, flip 0.5, rotation 10 degrees, crop 512"
     )
+    crop_place: Literal["anywhere", "labelled"] = Field(
+        "anywhere",
+        description="[P] anywhere; [R] 'labelled': every crop holds a labelled pixel, drawn among all of its image's",
+    )
     class_balance_power: float = Field(
         0.0,
         ge=0,
@@ -53,6 +57,14 @@ class TrainingSettings(Settings):
     pretrained: str | None = Field(
         None, description="folder with online.safetensors and teacher.safetensors; replaces pre-training"
     )
+
+    @model_validator(mode="after")
+    def _a_crop_to_place(self) -> TrainingSettings:
+        if self.crop_place == "labelled" and self.augmentation.crop is None:
+            raise ValueError(
+                "crop_place is 'labelled' but augmentation.crop is null: whole images have no crop to place"
+            )
+        return self
 
 
 class ReplaySettings(Settings):

@@ -28,7 +28,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 """Standard deviation of ImageNet's R, G and B in [0, 1]."""
 
 # Streams of the random numbers of one seed, apart from those that others draw from it.
-_SCALE, _FLIP, _ROTATION, _CROP = range(0x617567, 0x617567 + 4)
+_SCALE, _FLIP, _ROTATION, _CROP, _PIXEL = range(0x617567, 0x617567 + 5)
 
 # Sampled values are multiples of this: as fine as float32 near 255, far coarser than float64's rounding of coordinates.
 _VALUE_STEP = 2.0**-16
@@ -67,7 +67,12 @@ class Geometry:
 
 
 def draw_geometry(
-    sizes: Tensor, seeds: Tensor, settings: AugmentationSettings, *, output_size: tuple[int, int] | None = None
+    sizes: Tensor,
+    seeds: Tensor,
+    settings: AugmentationSettings,
+    *,
+    output_size: tuple[int, int] | None = None,
+    shown: Tensor | None = None,
 ) -> Geometry:
     """Draws scale, flip, rotation and crop of each image.
 
@@ -82,6 +87,8 @@ def draw_geometry(
         output_size: (h, w) of the outputs where `settings.crop` is None, at least the largest image; where left out it
             is read from `sizes` (which waits for the device). Each image then lies at the top left, in a window of
             its own size.
+        shown: int64 [B, 2], (y, x) of a pixel of each image that its window holds; where left out, windows lie anywhere. A
+            rotation may turn a pixel near the border out of reach: then the window comes as near as it can.
     Returns:
         Geometry on the device of `sizes`.
     Raises:
@@ -114,20 +121,46 @@ def draw_geometry(
     scaled = ((smallest + (largest - smallest) * draw(_SCALE)) * sizes).round().clamp(min=1)
     ratio_y, ratio_x = (sizes / scaled).unbind(1)
     slack = scaled - window
-    steps = (draw(_CROP, 2) * (slack.abs() + 1)).floor()
-    offset_y, offset_x = torch.where(slack >= 0, steps, -steps).unbind(1)
     angle = torch.deg2rad(settings.rotation * (2 * draw(_ROTATION)[:, 0] - 1))
     cos, sin = angle.cos(), angle.sin()
     flipped = draw(_FLIP)[:, 0] < settings.flip
     sign = torch.where(flipped, -1.0, 1.0).to(torch.float64)
 
     centre_y, centre_x = ((scaled - 1) / 2).unbind(1)
+    lowest, highest = torch.zeros_like(slack), slack.clamp(min=0)
+    if shown is not None:
+        from_y, from_x = ((shown + 0.5) * scaled / sizes - 0.5 - (scaled - 1) / 2).unbind(1)
+        from_x = sign * from_x
+        place = torch.stack((centre_y + cos * from_y - sin * from_x, centre_x + cos * from_x + sin * from_y), 1).round()
+        lowest = torch.minimum((place - window + 1).clamp(min=0), highest)
+        highest = torch.minimum(place.clamp(min=0), highest)
+    moves = draw(_CROP, 2)
+    steps = lowest + (moves * (highest - lowest + 1)).floor()
+    offset_y, offset_x = torch.where(slack >= 0, steps, -(moves * (slack.abs() + 1)).floor()).unbind(1)
     start_x = centre_x + cos * (offset_x - centre_x) - sin * (offset_y - centre_y)
     start_y = centre_y + sin * (offset_x - centre_x) + cos * (offset_y - centre_y)
     start_x = torch.where(flipped, scaled[:, 1] - 1 - start_x, start_x)
     row_x = torch.stack((sign * cos * ratio_x, -sign * sin * ratio_x, start_x * ratio_x + (ratio_x - 1) / 2), dim=1)
     row_y = torch.stack((sin * ratio_y, cos * ratio_y, start_y * ratio_y + (ratio_y - 1) / 2), dim=1)
     return Geometry(matrix=torch.stack((row_x, row_y), dim=1).float(), output_size=output_size)
+
+
+def draw_labelled_pixels(labels: Tensor, seeds: Tensor) -> Tensor:
+    """Draws one labelled pixel of each map, uniformly; of a map without any, some pixel of the canvas.
+
+    Args:
+        labels: uint8 [B, H, W]; 254 and 255 are not labelled.
+        seeds: int64 [B], of the images' augmentation.
+    Returns:
+        int64 [B, 2], (y, x) on the device of `labels`.
+    Source: reconstruction.
+    """
+    counts = (labels < PADDING).flatten(1).cumsum(1)
+    total, drawn = counts[:, -1:], uniform(seeds.to(labels.device), 1, stream=_PIXEL).double()
+    wanted = (drawn * total).floor().long() + 1
+    anywhere = (drawn * counts.shape[1]).floor().long()
+    index = torch.where(total > 0, torch.searchsorted(counts, wanted), anywhere)
+    return torch.cat((index // labels.shape[-1], index % labels.shape[-1]), 1)
 
 
 def warp_images(images: Tensor, sizes: Tensor, geometry: Geometry) -> Tensor:

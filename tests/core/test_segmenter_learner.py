@@ -7,12 +7,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from algorithms.tiny_eil import Bench
+from algorithms.tiny_eil import Bench, settings_of
 
 from raysseg.core import rollout
+from raysseg.core.learner import Preparation
 from raysseg.data.augmentation import normalise
 from raysseg.data.label_store import LabelRow
-from raysseg.errors import NonFiniteError
+from raysseg.errors import InputError, NonFiniteError
 from raysseg.functional.constants import PADDING, UNLABELLED
 from raysseg.segmenters import upsample_logits
 
@@ -79,6 +80,25 @@ def test_class_weights_are_those_of_the_version(bench: MakeBench) -> None:
         weights = one.learner._class_weight(version)
         assert weights is not None
         np.testing.assert_allclose(weights.numpy(), slow_weights(labels, 1.0), rtol=1e-5)
+
+
+def test_crops_may_be_placed_where_labels_are(bench: MakeBench) -> None:
+    labels = np.full((8, 48, 48), UNLABELLED, np.uint8)
+    labels[:, 40:44, 4:8] = 2
+    order, shown = rollout.order(np.arange(8).repeat(20), np.arange(160)), {}
+    for version, place in enumerate(("anywhere", "labelled"), start=1):
+        one = bench(training__crop_place=place, training__augmentation={"crop": [16, 16], "scale": [0.8, 1.2]})
+        write_labels(one, labels, version)
+        batch = one.learner.prepare_segmenter(Preparation(kind="segmenter", records=order, version=version))
+        assert set(batch.target.unique().tolist()) == {2, UNLABELLED}
+        shown[place] = int((batch.target == 2).flatten(1).any(1).sum())
+    assert shown["labelled"] == 160
+    assert shown["anywhere"] < 100
+
+
+def test_a_crop_to_place_needs_a_crop() -> None:
+    with pytest.raises(InputError, match=r"crop_place is .labelled. but augmentation\.crop is null"):
+        settings_of(training__crop_place="labelled", **PLAIN)
 
 
 def test_images_without_labels_teach_nothing(bench: MakeBench) -> None:

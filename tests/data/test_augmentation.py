@@ -19,12 +19,13 @@ from raysseg.data.augmentation import (
     Geometry,
     crop_and_flip,
     draw_geometry,
+    draw_labelled_pixels,
     normalise,
     warp_images,
     warp_labels,
 )
 from raysseg.errors import InputError
-from raysseg.functional.constants import PADDING
+from raysseg.functional.constants import PADDING, UNLABELLED
 
 FLIP_AND_CROP = AugmentationSettings(scale=(1, 1), rotation=0, crop=(4, 3))
 STILL = AugmentationSettings(scale=(1, 1), rotation=0, flip=0, crop=None)
@@ -132,6 +133,48 @@ def test_every_window_is_drawn_about_equally_often() -> None:
     expected = count / 56
     # Chi-squared with 55 degrees of freedom: 93.2 is its 99.9 % point.
     assert ((counts - expected) ** 2 / expected).sum() < 93.2
+
+
+def test_every_labelled_pixel_is_drawn_about_equally_often() -> None:
+    labels = torch.full((1, 6, 8), UNLABELLED, dtype=torch.uint8)
+    labels[0, 2, 3:6], labels[0, 5, 7], labels[0, 0, 0] = 4, 0, PADDING
+    drawn = draw_labelled_pixels(labels.expand(4000, 6, 8), seeds_from(0, 4000))
+    places, counts = drawn.unique(dim=0, return_counts=True)
+    assert places.tolist() == [[2, 3], [2, 4], [2, 5], [5, 7]]
+    # Chi-squared with 3 degrees of freedom: 16.3 is its 99.9 % point.
+    assert ((counts - 1000) ** 2 / 1000).sum() < 16.3
+    nothing = draw_labelled_pixels(torch.full((500, 6, 8), UNLABELLED, dtype=torch.uint8), seeds_from(0, 500))
+    assert nothing.amin(0).tolist() == [0, 0]
+    assert nothing.amax(0).tolist() == [5, 7]
+
+
+@pytest.mark.parametrize(
+    ("scale", "rotation"), [((1.0, 1.0), 0.0), ((0.7, 1.6), 0.0), ((1.0, 1.0), 20.0), ((0.8, 1.5), 20.0)]
+)
+def test_a_window_holds_the_pixel_that_it_must_show(scale: tuple[float, float], rotation: float) -> None:
+    count, ranges = 400, AugmentationSettings(scale=scale, rotation=rotation, flip=0.5, crop=(9, 11))
+    sizes = torch.tensor([[40, 48], [33, 60]]).repeat(count // 2, 1)
+    marks = torch.zeros(count, 40, 60, dtype=torch.uint8)
+    # Far enough from the border for no rotation to turn it out of reach.
+    shown = torch.stack([torch.randint(10, 23, (count,)), torch.randint(10, 38, (count,))], 1)
+    marks[torch.arange(count), shown[:, 0], shown[:, 1]] = 1
+    geometry = draw_geometry(sizes, seeds_from(0, count), ranges, shown=shown)
+    # A scaled image may leave its pixel out between two samples, so its neighbours count as well.
+    marks = torch.nn.functional.max_pool2d(marks.float(), 3, 1, 1).to(torch.uint8)
+    assert (warp_labels(marks, sizes, geometry) == 1).flatten(1).any(1).all()
+
+
+def test_windows_around_a_pixel_are_drawn_evenly_and_stay_within_the_image() -> None:
+    count, still = 3000, AugmentationSettings(scale=(1, 1), rotation=0, flip=0, crop=(4, 3))
+    sizes = torch.tensor([[7, 9]] * count)
+    corner = draw_geometry(sizes, seeds_from(0, count), still, shown=torch.tensor([[1, 8]] * count)).matrix[:, :, 2]
+    assert corner[:, 0].unique().tolist() == [6.0], "the only window that holds the last column"
+    assert corner[:, 1].unique().tolist() == [0.0, 1.0]
+    inner = draw_geometry(sizes, seeds_from(0, count), still, shown=torch.tensor([[3, 4]] * count)).matrix[:, :, 2]
+    places, counts = inner.unique(dim=0, return_counts=True)
+    assert places.tolist() == [[x, y] for x in (2.0, 3.0, 4.0) for y in (0.0, 1.0, 2.0, 3.0)]
+    # Chi-squared with 11 degrees of freedom: 31.3 is its 99.9 % point.
+    assert ((counts - 250) ** 2 / 250).sum() < 31.3
 
 
 @settings(deadline=None)
