@@ -87,7 +87,9 @@ def test_crops_may_be_placed_where_labels_are(bench: MakeBench) -> None:
     labels[:, 40:44, 4:8] = 2
     order, shown = rollout.order(np.arange(8).repeat(20), np.arange(160)), {}
     for version, place in enumerate(("anywhere", "labelled"), start=1):
-        one = bench(training__crop_place=place, training__augmentation={"crop": [16, 16], "rotation": 0.0})
+        one = bench(
+            training__crop_place=place, training__augmentation={"crop": [16, 16], "rotation": 0.0, "scale": [1.0, 1.5]}
+        )
         write_labels(one, labels, version)
         batch = one.learner.prepare_segmenter(Preparation(kind="segmenter", records=order, version=version))
         assert set(batch.target.unique().tolist()) == {2, UNLABELLED}
