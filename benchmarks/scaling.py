@@ -1,6 +1,7 @@
 """Weak scaling: two actors against one, and one learner with up to 64 actors that replay recorded rollouts.
 
-Real actors: rollouts per second of two actors and of one, one thread each, on the same orders.
+Real actors: rollouts per second of two actors and of one, one thread each, on the same orders; of EIL windows, of RALIS
+(`--only labelling`) whole played episodes.
 Simulated actors: recorded rollouts come back after the time that keeps the learner just supplied, from actors that do
 nothing else, so that the machine's cores belong to the learner and the driver. Printed for each number of actors: the
 learner's time per update, its idle share, and the driver's CPU time over wall time.
@@ -27,8 +28,13 @@ from raysseg.algorithms.eil.algorithm import EIL
 from raysseg.algorithms.eil.config import EILConfig, EILSettings
 from raysseg.algorithms.eil.module import OPERATORS
 from raysseg.algorithms.eil.plan import ExplorationPlan
+from raysseg.algorithms.ralis.algorithm import RALIS
+from raysseg.algorithms.ralis.config import RALISConfig, RALISSettings
+from raysseg.algorithms.ralis.module import QUERY, START
+from raysseg.algorithms.ralis.plan import PlayPlan
 from raysseg.algorithms.recipes import load_recipe
 from raysseg.core.actor_pool import ActorPool
+from raysseg.core.algorithm import SegmentationAlgorithm
 from raysseg.core.asynchronous import AsynchronousLoop
 from raysseg.core.modules import SEGMENTER
 from raysseg.data import Store
@@ -70,11 +76,10 @@ class SimulatedHandle:
         self.apply = _Call(simulator, number)
 
 
-def make_settings(actors: int, learners: int, **engine: Any) -> EILSettings:
-    """Returns the ACDC recipe's networks and sizes with random weights, one thread for every process."""
-    overrides = [
+def overrides_of(actors: int, learners: int, **engine: Any) -> list[str]:
+    """Returns what both recipes are changed by: random weights, one thread for every process."""
+    return [
         "segmenter.weights=none",
-        "eil.operators.weights=none",
         "data.train_split=train",
         "engine.precision=fp32",
         "engine.torch_threads=1",
@@ -84,6 +89,11 @@ def make_settings(actors: int, learners: int, **engine: Any) -> EILSettings:
         "engine.num_cpus_per_env_runner=0.5",
         *(f"engine.{name}={value}" for name, value in engine.items()),
     ]
+
+
+def make_settings(actors: int, learners: int, **engine: Any) -> EILSettings:
+    """Returns the ACDC recipe's networks and sizes."""
+    overrides = ["eil.operators.weights=none", *overrides_of(actors, learners, **engine)]
     settings = load_recipe("eil-acdc", overrides).settings("ps+pa", seed=0)
     assert isinstance(settings, EILSettings)
     return settings
@@ -109,18 +119,36 @@ class Alone:
             runner.sample(**order)
 
 
-def real_actors(folder: Path, store: Store, rollouts: int) -> None:
-    """Prints rollouts per second of one and of two actors, in turns, and what two processes reach without a driver."""
+def exploring_actors(folder: Path, store: Store, rollouts: int) -> None:
+    """Compares one actor of EIL with two."""
     algorithm = build(make_settings(2, 0), folder / "real", store)
-    assert algorithm.pool is not None
     algorithm.publish(SEGMENTER, OPERATORS)
     plan = ExplorationPlan(algorithm, 1)
-    orders = [plan.rollout_order(number, 0) for number in range(rollouts)]
+    compare_actors("EIL", algorithm, [plan.rollout_order(number, 0) for number in range(rollouts)], turns=5)
+
+
+def labelling_actors(folder: Path, episodes: int) -> None:
+    """Compares one actor of RALIS with two: whole episodes of the CamVid recipe, of three steps each."""
+    store = write_scenes(folder / "labelling-data", 200, 180, 240, 11)
+    overrides = ["ralis.learning.budget=72", "ralis.budgets=[24]", *overrides_of(2, 0, stall_seconds=600)]
+    settings = load_recipe("ralis-camvid", overrides).settings("query", seed=0)
+    assert isinstance(settings, RALISSettings)
+    algorithm = RALISConfig().apply(settings, run_dir=str(folder / "labelling"), store_uri=store.uri).build_algo()
+    assert isinstance(algorithm, RALIS)
+    algorithm.publish(START, QUERY)
+    plan = PlayPlan(algorithm)
+    compare_actors("RALIS", algorithm, [plan.rollout_order(number, 0) for number in range(episodes)], turns=3)
+
+
+def compare_actors(name: str, algorithm: SegmentationAlgorithm, orders: Sequence[Any], *, turns: int) -> None:
+    """Prints rollouts per second of one and of two actors, in turns, and what two processes reach without a driver."""
+    assert algorithm.pool is not None
+    rollouts = len(orders)
     handles = dict(algorithm.pool._handles)
     chosen = {count: dict(list(handles.items())[:count]) for count in (1, 2)}
     pools = {count: ActorPool(chosen[count], stall_seconds=600) for count in (1, 2)}
     rates: dict[tuple[str, int], list[float]] = {}
-    for turn in range(5):
+    for turn in range(turns):
         for count in (1, 2):
             start = time.perf_counter()
             pools[count].map("sample", orders, algorithm.weights)
@@ -134,7 +162,10 @@ def real_actors(folder: Path, store: Store, rollouts: int) -> None:
     found = {key: statistics.median(values) for key, values in rates.items()}
     for kind, text in (("pool", "ordered by the driver"), ("alone", "all orders in one call, no driver")):
         one, two = found[kind, 1], found[kind, 2]
-        print(f"real actors, {text}: 1 gives {one:.2f} rollouts/s, 2 give {two:.2f}: {two / one:.2f} times", flush=True)
+        print(
+            f"real actors of {name}, {text}: 1 gives {one:.3f} rollouts/s, 2 give {two:.3f}: {two / one:.2f} times",
+            flush=True,
+        )
 
 
 def simulated_actors(folder: Path, store: Store, counts: list[int], updates: int, interval: int) -> None:
@@ -205,7 +236,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=20, help="timed updates for each (default: 20)")
     parser.add_argument("--rollouts", type=int, default=8, help="rollouts in a turn of real actors (default: 8)")
     parser.add_argument("--broadcast-interval", type=int, default=1, help="updates between publications (default: 1)")
-    parser.add_argument("--only", choices=("real", "simulated"), help="one of the two parts")
+    parser.add_argument("--only", choices=("real", "labelling", "simulated"), help="one of the three parts")
     options = parser.parse_args()
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -214,9 +245,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         store = write_scenes(folder / "data", 64, 144, 144, 4)
-        if options.only != "simulated":
-            real_actors(folder, store, options.rollouts)
-        if options.only != "real":
+        if options.only in (None, "real"):
+            exploring_actors(folder, store, options.rollouts)
+        if options.only in (None, "labelling"):
+            labelling_actors(folder, options.rollouts)
+        if options.only in (None, "simulated"):
             simulated_actors(folder, store, options.actors, options.updates, options.broadcast_interval)
     ray.shutdown()
 
