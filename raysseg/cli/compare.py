@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from raysseg.cli.console import table_console
 from raysseg.errors import InputError
 from raysseg.visualization.run_directory import load_variant_runs
 from raysseg.visualization.tables import comparison_table, csv_table, default_baseline, markdown_table, rich_table
@@ -30,9 +30,8 @@ def compare_command(
         raise InputError(f"The file {out} ends in '{out.suffix}'; expected is a name that ends in .md or .csv.")
     variant_runs = load_variant_runs(runs)
     rows = comparison_table(variant_runs, baseline=baseline or default_baseline(variant_runs))
-    console = Console()
-    # A pipe has no width; the table must not be cut to 80 columns there.
-    console.print(rich_table(rows), width=None if console.is_terminal else 240)
+    console = table_console()
+    console.print(rich_table(rows))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(WRITERS[out.suffix](rows), encoding="utf-8")

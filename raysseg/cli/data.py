@@ -10,10 +10,10 @@ import numpy as np
 import typer
 import yaml
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from raysseg.cli.console import table_console
 from raysseg.cli.progress import Progress
 from raysseg.configuration import load_settings
 from raysseg.data.doctor import check_dataset
@@ -112,7 +112,7 @@ def check(path: Annotated[str, typer.Argument(help="Folder or URI of a store.")]
         # Text, not markup: a key may hold brackets.
         level = Text(finding.level, style=_LEVEL_STYLES[finding.level])
         table.add_row(level, Text(finding.message), Text(", ".join(finding.keys[:_SHOWN_KEYS]) + more))
-    _console().print(table)
+    table_console().print(table)
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(1)
 
@@ -162,19 +162,13 @@ def scribble(
             drawn += int((strokes != UNLABELLED).sum())
             pixels += strokes.size
             bar.update(number)
-    console = _console()
+    console = table_console()
     console.print(
         f"{len(names)} scribbles in {out}, over {100 * drawn / pixels:.2f} % of the pixels",
         highlight=False,
         markup=False,
         soft_wrap=True,
     )
-
-
-def _console() -> Console:
-    """Standard output; a pipe has no width, and a table must not be cut to 80 columns there."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
 
 
 def _is_plain_folder(path: str) -> bool:
@@ -218,7 +212,7 @@ def _tracked(samples: Iterable[Sample], total: int) -> Iterator[Sample]:
 
 def _show(store: Store) -> None:
     """Prints what a store holds, without reading its images."""
-    console = _console()
+    console = table_console()
     names = store.info.class_names
     sizes = {split: [store.size(key) for key in store.keys(split)] for split in store.splits}
     table = Table("split", "images", "smallest (H×W)", "largest (H×W)", title=store.info.name, title_justify="left")

@@ -11,11 +11,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from raysseg.algorithms.trained import TrainedVariant
+from raysseg.cli.console import table_console
 from raysseg.cli.inference_options import FlipOption, ScalesOption, parse_scales
 from raysseg.cli.progress import Progress
 from raysseg.core.metrics_writer import write_atomically
@@ -70,9 +70,8 @@ def evaluate_command(
 
             results.append(_score(job, show))
             done += len(job.store.keys(job.split))
-    console = Console()
-    # A pipe has no width; the table must not be cut to 80 columns there.
-    console.print(_table(results), width=None if console.is_terminal else 240)
+    console = table_console()
+    console.print(_table(results))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, json.dumps(results, indent=1))

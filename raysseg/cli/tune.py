@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from raysseg.algorithms.sweep_points import read_axes, short_names
 from raysseg.algorithms.sweep_settings import load_sweep
 from raysseg.algorithms.sweeps import run_sweep
+from raysseg.cli.console import table_console
 from raysseg.cli.progress import Progress
 from raysseg.cli.train import seed_numbers
 from raysseg.errors import InputError
@@ -42,8 +42,7 @@ def tune_command(
     with Progress(None, f"sweep {sweep.name}") as progress:
         outcome = run_sweep(sweep, folder, resume=resume, listener=progress)
     keys = short_names([axis.key for axis in read_axes(sweep)])
-    # Without a terminal rich assumes 80 columns, which cuts the table to pieces.
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = table_console()
     console.print(sweep_table(outcome.rows, keys, outcome.metric))
     lines = {"Table": str(folder / "table.md"), "Trials": str(folder / "sweep.json")}
     lines |= {key: str(path) for key, name in keys.items() if (path := folder / f"{name}.png").exists()}

@@ -36,6 +36,17 @@ def test_compare_prints_means_and_differences_from_none(small_run: Path) -> None
     assert "+4.0 ± 2.8 (n=2)" in result.output
 
 
+def test_a_wide_table_is_not_cut_in_a_pipe(small_run: Path) -> None:
+    for folder in small_run.glob("variants/*/*"):
+        summary = json.loads((folder / "summary.json").read_text())
+        stages = [{"stage": 1, "budget": 240, "miou": 0.5}, {"stage": 2, "budget": 480, "miou": 0.5}]
+        (folder / "summary.json").write_text(json.dumps({**summary, "stages": stages}))
+    result = CliRunner().invoke(app, ["compare", str(small_run)])
+    assert max(len(line) for line in result.output.splitlines()) > 80
+    for heading in ("mIoU at 240 regions", "mIoU at 480 regions"):
+        assert heading in result.output
+
+
 def test_compare_takes_another_baseline_and_writes_files(small_run: Path, tmp_path: Path) -> None:
     for name in ("sub/table.md", "sub/table.csv"):
         result = CliRunner().invoke(
