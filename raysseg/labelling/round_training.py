@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import cast
 
 import numpy as np
 
@@ -11,7 +10,6 @@ from raysseg.algorithms.ralis.config import RegionOptions, SegmenterStepOptions
 from raysseg.algorithms.ralis.maps import Autocast, FreshMaps
 from raysseg.algorithms.ralis.training import RegionTrainer
 from raysseg.core.seeding import generator
-from raysseg.data.batches import DeviceDataset
 from raysseg.labelling.folder_images import FolderImages
 from raysseg.labelling.ledger import Answer
 from raysseg.labelling.project import Project
@@ -77,6 +75,4 @@ def _trainer(
         head_multiplier=options.head_multiplier,
         augmentation=options.augmentation,
     )
-    # The trainer asks for images, labels, keys and the device alone, all of which these images have.
-    data = cast(DeviceDataset, source)
-    return RegionTrainer(data, regions, step, FreshMaps(source, batch_size, autocast), autocast)
+    return RegionTrainer(source, regions, step, FreshMaps(source, batch_size, autocast), autocast)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -11,16 +12,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raysseg.algorithms.ralis.config import RegionOptions, SegmenterStepOptions
-from raysseg.algorithms.ralis.maps import Autocast, EncoderMaps
+from raysseg.algorithms.ralis.maps import Autocast, EncoderMaps, ImageSource
 from raysseg.core.schedules import build_optimiser, schedule_factor, set_learning_rate
 from raysseg.core.seeding import generator
 from raysseg.data.augmentation import crop_and_flip, draw_geometry, normalise, warp_images, warp_labels
-from raysseg.data.batches import GROUND_TRUTH, DeviceDataset
+from raysseg.data.batches import GROUND_TRUTH
 from raysseg.errors import NonFiniteError
 from raysseg.functional.class_balance import label_mass
 from raysseg.functional.constants import PADDING, UNLABELLED
 from raysseg.functional.regions import cut_regions
 from raysseg.segmenters import Segmenter, SegmenterOutput, upsample_logits
+
+
+class LabelledImages(ImageSource, Protocol):
+    """Images and labels by row number, as `raysseg.data.DeviceDataset` gives them."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they lie."""
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """Name of every row's image."""
+
+    def sizes(self, rows: Tensor) -> Tensor:
+        """(H, W) of the images of rows int64 `[B]`, int64 `[B, 2]`."""
+
+    def labels(self, rows: Tensor, version: int) -> Tensor:
+        """Label maps of rows int64 `[B]`, uint8 `[B, H, W]` at the top left of the canvas that `images` has for them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -46,7 +65,7 @@ class KnownLabels:
 
 
 def region_labels(
-    data: DeviceDataset, rows: np.ndarray, regions: np.ndarray, grid: RegionOptions
+    data: LabelledImages, rows: np.ndarray, regions: np.ndarray, grid: RegionOptions
 ) -> list[tuple[np.ndarray, Tensor]]:
     """Returns the labels of regions: the oracle's answer.
 
@@ -107,7 +126,7 @@ class RegionTrainer:
 
     def __init__(
         self,
-        data: DeviceDataset,
+        data: LabelledImages,
         regions: RegionOptions,
         options: SegmenterStepOptions,
         maps: EncoderMaps,
