@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -127,7 +128,7 @@ class RALIS(SegmentationAlgorithm):
         """Returns the updates of one phase of the segmenter, which depend on neither policy nor budget."""
         training, sets = self.settings.training, self.sets
         if phase == "start":
-            return -(-self._segmenter_updates("pretrain") // 2)
+            return math.ceil(self.settings.ralis.start_share * self._segmenter_updates("pretrain"))
         count, epochs = {
             "pretrain": (len(sets.labelled), training.pretrain_epochs),
             "refine": (len(sets.labelled) + len(sets.pool), training.stage_epochs),

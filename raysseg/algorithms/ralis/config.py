@@ -171,6 +171,13 @@ class RALISOptions(Settings):
     policy: Policy = Field("query", description="who chooses one region of every pool; all but query are baselines")
     sets: SetsOptions = SetsOptions()
     regions: RegionOptions = RegionOptions()
+    start_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="[R] updates of the segmenter that played episodes start with, as a share of those that theta_0 then gets; "
+        "[P] one that has seen no image of the dataset, so that labels have much to add",
+    )
     per_step: int = Field(24, ge=1, description="[P] K: regions labelled per step; Cityscapes 256")
     pool_size: int = Field(10, ge=1, description="[C] N when D_V is labelled; Cityscapes 100")
     budgets: tuple[int, ...] = Field(
