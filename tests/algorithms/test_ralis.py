@@ -234,6 +234,22 @@ def test_every_budget_starts_from_theta_0_with_a_new_optimiser(play: Train, monk
     assert [entry[4] for entry in seen] == [0] * 4, "nothing is left of an optimiser's memory"
 
 
+@pytest.mark.parametrize(("share", "updates"), [(0.3, 2), (1.0, 6)])
+def test_the_start_gets_a_share_of_the_updates_of_theta_0(
+    play: Train, monkeypatch: pytest.MonkeyPatch, share: float, updates: int
+) -> None:
+    done: dict[str, int] = {}
+    learn = RALIS.learn
+
+    def count(self: RALIS, work: Any) -> dict[str, Any]:
+        done[self.position.phase] = done.get(self.position.phase, 0) + len(work.minibatches)
+        return learn(self, work)
+
+    monkeypatch.setattr(RALIS, "learn", count)
+    play(ralis__policy="none", ralis__start_share=share, training__pretrain_epochs=2)
+    assert done == {"start": updates, "pretrain": 6}
+
+
 def test_sets_are_those_of_the_pretraining(play: Train, tmp_path: Path) -> None:
     first, _ = play(ralis__policy="none")
     folder = tmp_path / "pretrained"

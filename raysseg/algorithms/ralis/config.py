@@ -244,8 +244,8 @@ class RALISOptions(Settings):
 class RALISSettings(MethodSettings):
     """Everything that one trained variant of RALIS needs.
 
-    `training` trains the segmenter on whole label maps: `pretrain_epochs` on D_T (theta_0; half as many updates on its start
-    part before, for played episodes), `stage_epochs` after each budget, on D_T and the labelled regions of D_V. Its
+    `training` trains the segmenter on whole label maps: `pretrain_epochs` on D_T (theta_0; before that a share of as many
+    updates on its start part, for played episodes), `stage_epochs` after each budget, on D_T and the labelled regions of D_V. Its
     `class_balance_power` holds within episodes as well, by the classes' shares of D_R.
     """
 
