@@ -318,7 +318,7 @@ def known_maps(bench: GameBench, rows: np.ndarray, regions: np.ndarray) -> list[
 
 
 def test_rare_classes_weigh_more_in_the_pass_by_their_pixels_in_the_reward_set(game_bench: Make) -> None:
-    bench = game_bench(training__class_balance_power=0.5)
+    bench = game_bench(ralis__episode__class_balance_power=0.5)
     episode = bench.reset()
     with mock.patch.object(training, "_summed_loss", side_effect=training._summed_loss) as loss:
         step = episode.label(np.array(CHOICES[0]))

@@ -93,6 +93,13 @@ class SegmenterStepOptions(Settings):
         description="[C] SGD 1e-3, 0.95, 1e-4, largest gradient norm 4",
     )
     head_multiplier: float = Field(1.0, gt=0, description="[C] one learning rate for all layers")
+    class_balance_power: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="[P] 0: all labelled pixels weigh the same; [R] class weights are (share of the class in D_R)^-power, mean 1, "
+        "and do some of the work that the choice of regions is paid for",
+    )
     rehearsal: int = Field(
         0,
         ge=0,
@@ -245,8 +252,7 @@ class RALISSettings(MethodSettings):
     """Everything that one trained variant of RALIS needs.
 
     `training` trains the segmenter on whole label maps: `pretrain_epochs` on D_T (theta_0; before that a share of as many
-    updates on its start part, for played episodes), `stage_epochs` after each budget, on D_T and the labelled regions of D_V. Its
-    `class_balance_power` holds within episodes as well, by the classes' shares of D_R.
+    updates on its start part, for played episodes), `stage_epochs` after each budget, on D_T and the labelled regions of D_V.
     """
 
     method: Literal["ralis"] = "ralis"

@@ -160,7 +160,7 @@ class LabellingEpisode:
 
     def _class_weights(self, game: Game) -> torch.Tensor | None:
         """Returns the weights of the classes in the training pass, by their pixels in D_R; None weighs all alike."""
-        power = self.settings.training.class_balance_power
+        power = self.options.episode.class_balance_power
         if power == 0.0:
             return None
         if self._weights is None or not np.array_equal(self._weights[0], game.reward):
