@@ -44,7 +44,8 @@ class TrainingSettings(Settings):
     )
     crop_place: Literal["anywhere", "labelled"] = Field(
         "anywhere",
-        description="[P] anywhere; [R] 'labelled': every crop holds a labelled pixel, drawn among all of its image's",
+        description="[P] anywhere; [R] 'labelled': a crop lies around a labelled pixel, drawn among all of its image's; a scale "
+        "below 1 may leave that pixel out",
     )
     class_balance_power: float = Field(
         0.0,
