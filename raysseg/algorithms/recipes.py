@@ -152,9 +152,22 @@ def _resolve(name: str, values: dict[str, Any]) -> Recipe:
         values={"method": values["method"], **{k: v for k, v in values.items() if k not in OWN_KEYS}},
     )
     for variant in recipe.variants:
+        _check_shared(recipe, variant)
         recipe.settings(variant, recipe.seeds[0])
     recipe.pretraining(recipe.seeds[0])
     return recipe
+
+
+def _check_shared(recipe: Recipe, variant: str) -> None:
+    """Raises `InputError` where a variant changes what the pre-training that it shares with the others depends on."""
+    section = recipe.method.section
+    for key in recipe.variants[variant]:
+        own = key.removeprefix(f"{section}.")
+        if own.partition(".")[0] in recipe.method.shared:
+            raise InputError(
+                f"The variant {variant} of {recipe.name} sets {key}, which the pre-training that all variants of a seed share depends on; "
+                f"set {section}.{own} for the whole recipe."
+            )
 
 
 def choose(recipe: Recipe, *, variants: Sequence[str] = (), seeds: Sequence[int] = ()) -> Recipe:

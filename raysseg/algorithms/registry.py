@@ -13,17 +13,26 @@ from raysseg.errors import InputError, nearest_name
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """A method's settings, its RLlib configuration, and the settings that leave only pre-training."""
+    """A method's settings, its RLlib configuration, the settings that leave only pre-training, and those of its own that all
+    variants of a seed share because pre-training depends on them.
+    """
 
     settings: type[MethodSettings]
     config: type[SegmentationConfig]
     section: str
     pretraining: dict[str, object]
+    shared: tuple[str, ...] = ()
 
 
 METHODS = {
     "eil": Method(settings=EILSettings, config=EILConfig, section="eil", pretraining={"policy": "none", "stages": 0}),
-    "ralis": Method(settings=RALISSettings, config=RALISConfig, section="ralis", pretraining={"policy": "none"}),
+    "ralis": Method(
+        settings=RALISSettings,
+        config=RALISConfig,
+        section="ralis",
+        pretraining={"policy": "none"},
+        shared=("sets", "start_share"),
+    ),
 }
 
 

@@ -44,12 +44,6 @@ CHANGEABLE: dict[str, tuple[str, ...]] = {
     "ralis": (
         "training.refine_learning_rate",
         "training.optimiser.clip_norm",
-        "ralis.learning.gamma",
-        "ralis.learning.epsilon_end",
-        "ralis.learning.epsilon_decay",
-        "ralis.learning.target_rate",
-        "ralis.learning.optimiser.learning_rate",
-        "ralis.learning.optimiser.clip_norm",
     ),
 }
 """Per method, the keys that take effect when a run goes on from a checkpoint with another value."""
@@ -382,11 +376,13 @@ def _check_stages(sweep: Sweep, jobs: Sequence[Job]) -> None:
 def pretraining_digest(job: Job) -> str:
     """Returns eight digits that two jobs share exactly where they can share one pre-trained segmenter.
 
-    The method's section does not count, as in a recipe, whose variants all start from one; neither do the stages' own
-    keys, the evaluation, or how the work is laid out.
+    Of the method's section only what all variants of a recipe share counts; neither do the stages' own keys, the evaluation, or how
+    the work is laid out.
     """
+    method = job.recipe.method
     values = job.recipe.pretraining(job.seed).model_dump(mode="json")
+    shared = {key: values[method.section][key] for key in method.shared}
     training = {k: v for k, v in values["training"].items() if k not in ("stage_epochs", "refine_learning_rate")}
     engine = {k: values["engine"][k] for k in ("precision", "gradient_accumulation", "num_learners", "torch_threads")}
-    content = json.dumps([values["data"], values["segmenter"], training, engine, job.seed], sort_keys=True)
+    content = json.dumps([values["data"], values["segmenter"], training, engine, shared, job.seed], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:8]

@@ -19,7 +19,7 @@
                                                               order than it does is always with it
     a payment       `rollouts_per_update` new rollouts        any actors; when no rollout comes for longer than usual
                                                               (dead or silent actors), updates go on from replay at the
-                                                              pace they had
+                                                              pace they had, where the method's plan lets them
     the driver      the first of: a rollout, an update, a     any of them; never one particular actor
                     dead actor that is back
 
@@ -65,6 +65,9 @@ class LearningPlan(Protocol):
 
     def drop_older(self, policy_version: int) -> None:
         """Drops and counts transitions in replay of policies before this version."""
+
+    goes_on_from_replay: bool
+    """Whether updates may go on while no rollout comes, or each waits for those that pay for it."""
 
     def ready(self) -> bool:
         """Says whether there is anything to learn from."""
@@ -250,7 +253,7 @@ class AsynchronousLoop(Generic[Plan]):
         short = (self._sent + 1) * self._price - self._received - self._granted
         if short <= 1e-9:
             return True
-        if self._interval is None or self._learner.under_way:
+        if not self.plan.goes_on_from_replay or self._interval is None or self._learner.under_way:
             return False
         pace, now = self._interval * self._price, self._clock()
         patience = max(PATIENCE * pace, LEAST_PATIENCE)

@@ -138,6 +138,10 @@ class Store:
         """Ground truth uint8 [H, W] (classes 0…K−1, 255 unlabelled) or None. Raises InputError for an unknown key."""
         return self._read(key, lambda row: _map_of(row, "label"))
 
+    def has_label(self, key: str) -> bool:
+        """Whether there is a ground truth; decodes nothing. Raises InputError for an unknown key."""
+        return self._read(key, lambda row: bool(row.column("label")[0].is_valid))
+
     def scribble(self, key: str) -> np.ndarray | None:
         """Scribble map Y uint8 [H, W] (classes 0…K−1, 255 unlabelled) or None. Raises InputError for an unknown key."""
         return self._read(key, lambda row: _map_of(row, "scribble"))

@@ -109,6 +109,9 @@ def read_export(path: Path, classes: Sequence[str]) -> Iterator[Found]:
             yield _read_task(name, one, classes, source)
         except InputError as error:
             yield Refusal(name=name, source=source, reason=str(error))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            reason = f"the task is not of the form of a Label Studio export ({type(error).__name__}: {error})"
+            yield Refusal(name=name, source=source, reason=reason)
 
 
 def _region(data: dict[str, Any]) -> str:

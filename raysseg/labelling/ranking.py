@@ -46,9 +46,9 @@ class _CountedMaps:
         self._maps, self._on_images = maps, on_images
         self._count = 0
 
-    def batches(self, segmenter: Segmenter, rows: np.ndarray) -> Iterator[Encoded]:
+    def batches(self, segmenter: Segmenter, rows: np.ndarray, most: int | None = None) -> Iterator[Encoded]:
         """Yields the maps of images in batches; see `EncoderMaps`."""
-        for batch in self._maps.batches(segmenter, rows):
+        for batch in self._maps.batches(segmenter, rows, most):
             yield batch
             self._count += len(batch.places)
             self._on_images(self._count)
@@ -114,17 +114,21 @@ class RegionRanker:
         number_of = {name: row for row, name in enumerate(project.names)}
         for region in filter(None, map(project.find, asked)):
             free[number_of[region.image], region.number] = False
-        draws = generator(seed, "pools", round_number)
-        pools = draw_pools(free, np.arange(len(free)), count, project.settings.pool_size, draws)
+        draws, left = generator(seed, "pools", round_number), int(free.sum())
+        # Pools of one region each leave nothing to choose, so then all that is left is scored and the best of it taken.
+        few = left < 2 * count
+        pools = draw_pools(
+            free, np.arange(len(free)), left if few else count, 1 if few else project.settings.pool_size, draws
+        )
         own_seed = int(generator(seed, "rank", round_number).integers(2**62))
         observation = self._observe(pools, POLICIES[policy].wanted, asked, answers, number_of, own_seed)
         choice = POLICIES[policy].choose(observation, Exploration(seed=own_seed, query=self._query))
-        scores = [None] * count if choice.scores is None else choice.scores.tolist()
+        scores = [None] * len(pools.rows) if choice.scores is None else choice.scores.tolist()
         ranked = [
             Ranked(region=project.region(project.names[row], int(number)), score=score)
             for row, number, score in zip(choice.rows(observation), choice.regions(observation), scores, strict=True)
         ]
-        return sorted(ranked, key=lambda one: -(one.score or 0.0))
+        return sorted(ranked, key=lambda one: -(one.score or 0.0))[:count]
 
     def _observe(
         self,
@@ -144,6 +148,7 @@ class RegionRanker:
             wanted,
             maps=self._maps,
             state_rows=self._state_rows() if wanted.description else np.zeros(0, dtype=np.int64),
+            known_rows=np.zeros(0, dtype=np.int64),
             labelled=LabelledRegions(shares=shares),
             seed=seed,
         )

@@ -242,10 +242,17 @@ def test_crops_hold_the_centre_of_their_region(game_bench: Make) -> None:
 
 def test_scale_and_rotation_reach_the_training_pass(game_bench: Make) -> None:
     varied = {"scale": [0.5, 2.0], "flip": 0.5, "rotation": 20.0, "crop": [24, 24]}
-    bench = game_bench(ralis__episode__augmentation=varied)
-    bench.reset()
-    _, steps = bench.play(CHOICES[:1], "uniform")
-    assert np.isfinite(steps[0].loss)
+    plain = {**varied, "scale": [1.0, 1.0], "rotation": 0.0}
+    seen = []
+    for augmentation in (varied, plain):
+        bench = game_bench(ralis__episode__augmentation=augmentation)
+        bench.reset()
+        with mock.patch.object(training, "_summed_loss", side_effect=training._summed_loss) as loss:
+            _, steps = bench.play(CHOICES[:1], "uniform")
+        assert np.isfinite(steps[0].loss)
+        seen.append([call.args[1] for call in loss.call_args_list])
+    assert [one.shape for one in seen[0]] == [one.shape for one in seen[1]]
+    assert not all(torch.equal(one, other) for one, other in zip(*seen, strict=True)), "the crops are other pixels"
 
 
 def test_the_first_reward_is_a_difference_too(game_bench: Make) -> None:
@@ -391,7 +398,8 @@ def test_acquisition_in_pieces_is_acquisition_in_one(game_bench: Make, policy: s
         parts.append(bench.runner.acquire(context={"steps": steps, "seed": 9, "state": state}))
         state = parts[-1]["state"]
     assert [len(part["rows"]) for part in parts] == [1, 2, 1], "the largest budget is 4 steps"
-    assert [one for part in parts for one in part["decisions"].to_pylist()] == whole["decisions"].to_pylist()
+    for name in ("reward", "miou", "loss"):
+        assert np.array_equal(np.concatenate([part[name] for part in parts]), whole[name])
     assert np.array_equal(np.concatenate([part["regions"] for part in parts]), whole["regions"])
     assert state == whole["state"]
 

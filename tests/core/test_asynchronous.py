@@ -149,6 +149,8 @@ def rollout_of(arguments: Mapping[str, Any]) -> pa.RecordBatch:
 class Plan:
     """Keeps what it is given; counts what the loop asks for."""
 
+    goes_on_from_replay = True
+
     def __init__(self) -> None:
         self.kept: list[pa.RecordBatch] = []
         self.ordered: list[tuple[int, int]] = []

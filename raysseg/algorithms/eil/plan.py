@@ -30,6 +30,8 @@ class ExplorationPlan:
     Source: the order of episodes and draws is a reconstruction; what is learned is Eq. 3-7.
     """
 
+    goes_on_from_replay = True
+
     def __init__(self, algorithm: EIL, stage: int) -> None:
         self._algorithm = algorithm
         self._settings = algorithm.settings

@@ -14,7 +14,7 @@ import pyarrow as pa
 from raysseg.algorithms.ralis.config import RALISConfig, RALISSettings
 from raysseg.algorithms.ralis.module import QUERY, START
 from raysseg.algorithms.ralis.plan import PlayPlan
-from raysseg.algorithms.ralis.pools import check_budget, check_grid
+from raysseg.algorithms.ralis.pools import check_budget, check_grid, check_oracle
 from raysseg.algorithms.ralis.replay import StepReplay
 from raysseg.algorithms.ralis.results import draw_regions, write_results
 from raysseg.algorithms.ralis.sets import RegionSets
@@ -52,6 +52,8 @@ class RALIS(SegmentationAlgorithm):
         keys = store.keys(settings.data.train_split)
         check_grid(keys, [store.size(key) for key in keys], options.regions.rows, options.regions.columns)
         self.sets: RegionSets = sets_of_run(settings, store, Path(config.run_dir))
+        if options.policy != "none":
+            check_oracle([key for key in (keys[row] for row in self.sets.pool) if not store.has_label(key)])
         if options.labels:
             check_budget("ralis.budgets", max(options.budgets), len(self.sets.pool), options.regions.count)
         network = options.network(store.info.num_classes)
@@ -107,17 +109,13 @@ class RALIS(SegmentationAlgorithm):
     @property
     def play_updates(self) -> int:
         """Updates of the loop while playing: one for the episodes that pay for it."""
-        return -(-self.settings.ralis.learning.episodes // self._episodes_per_update)
-
-    @property
-    def _episodes_per_update(self) -> int:
-        return max(1, round(self.rollouts_per_update))
+        return math.ceil(self.settings.ralis.learning.episodes / self.rollouts_per_update)
 
     @property
     def minibatches_per_update(self) -> int:
         """Updates of the query network in one update of the loop."""
         options = self.settings.ralis
-        played = options.steps_per_episode * self._episodes_per_update
+        played = options.steps_per_episode * self.rollouts_per_update
         return max(1, round(options.learning.updates_per_step * played))
 
     @property
@@ -276,13 +274,12 @@ class RALIS(SegmentationAlgorithm):
             self._write_labels()
             self.acquisition = None
         self.images_per_second = steps * options.per_step / (time.perf_counter() - start)
-        decisions = answer["decisions"]
         record = {
             "labelled_regions": len(self.labelled),
             "labelled_images": len(np.unique(self.labelled.rows)),
-            "reward": float(decisions.column("reward").to_numpy().mean()),
-            "episode_miou": decisions.column("miou")[-1].as_py(),
-            "step_loss": float(decisions.column("loss").to_numpy().mean()),
+            "reward": float(answer["reward"].mean()),
+            "episode_miou": float(answer["miou"][-1]),
+            "step_loss": float(answer["loss"].mean()),
         }
         return record, steps, done >= total
 

@@ -4,6 +4,7 @@ code, [R]: reconstruction.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -107,10 +108,22 @@ class SegmenterStepOptions(Settings):
         "start part while playing, D_T on D_V) and those labelled in it so far, so that the reward is what regions add and not "
         "what a pass over them forgets; [P] none",
     )
+    pass_size: int | None = Field(
+        None,
+        ge=1,
+        description="[R] images of a minibatch that pass together, with the statistics of batch normalisation of their own; used by "
+        "the scope 'decoder'; null: all of one size",
+    )
     augmentation: AugmentationSettings = Field(
         AugmentationSettings(scale=(1.0, 1.0), flip=0.5, rotation=0.0, crop=None),
         description="[R] flips; [C] crops of 224 around the region as well",
     )
+
+    @model_validator(mode="after")
+    def _effect(self) -> SegmenterStepOptions:
+        if self.pass_size is not None and self.scope != "decoder":
+            raise ValueError(f"pass_size is {self.pass_size} but scope is '{self.scope}', where it has no effect")
+        return self
 
 
 class LearningOptions(Settings):
@@ -161,7 +174,7 @@ class LearningOptions(Settings):
         OptimiserSettings(learning_rate=1e-3, momentum=0.95, weight_decay=1e-3, schedule="cosine"),
         description="[C] SGD 1e-3, 0.95, 1e-3; [R] the schedule, over all updates: that of [C] ends after 5 episodes",
     )
-    replay: ReplaySettings = Field(ReplaySettings(capacity=600), description="[C] 600 regions; Cityscapes 3200")
+    replay: ReplaySettings = Field(ReplaySettings(capacity=600), description="[C] 600 regions; Cityscapes 3200, less than the episodes that arrive whole here")
 
     @model_validator(mode="after")
     def _possible(self) -> LearningOptions:
@@ -214,6 +227,11 @@ class RALISOptions(Settings):
             raise ValueError(
                 f"episode.rehearsal is {self.episode.rehearsal}, but sets.start has {self.sets.start} images"
             )
+        if self.learning.replay.capacity < self.learning.budget:
+            raise ValueError(
+                f"learning.replay.capacity is {self.learning.replay.capacity}, but one played episode has {self.learning.budget} "
+                "transitions (learning.budget), of which the first would be lost before any is learned from"
+            )
         if self.learning.replay.shards:
             raise ValueError("learning.replay.shards has no effect: states are shared by transitions in one process")
         if self.episode.scope == "decoder" and self.episode.augmentation != UNVARIED:
@@ -262,6 +280,18 @@ class RALISSettings(MethodSettings):
     def _no_scribbles(self) -> RALISSettings:
         if self.data.scribbles != "none":
             raise ValueError(f"data.scribbles is '{self.data.scribbles}', but RALIS labels regions: use 'none'")
+        return self
+
+    @model_validator(mode="after")
+    def _replay_holds_an_update(self) -> RALISSettings:
+        learning, engine = self.ralis.learning, self.engine
+        price = engine.rollouts_per_update if engine.mode == "asynchronous" else max(1, engine.num_env_runners)
+        needed = math.ceil(price) * learning.budget
+        if learning.replay.capacity < needed:
+            raise ValueError(
+                f"ralis.learning.replay.capacity is {learning.replay.capacity}, but the {math.ceil(price)} episodes between two updates "
+                f"have {needed} transitions, of which the first would be lost before any is learned from"
+            )
         return self
 
     @property

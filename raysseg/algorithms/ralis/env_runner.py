@@ -21,28 +21,6 @@ from raysseg.algorithms.ralis.variant_sets import SETS_FILE
 from raysseg.core.env_runner import SegmentationEnvRunner
 
 
-def _numbers(kind: pa.DataType) -> pa.DataType:
-    return pa.list_(pa.field("element", kind))
-
-
-DECISION_SCHEMA = pa.schema(
-    [
-        pa.field("step", pa.int32(), nullable=False),
-        pa.field("rows", _numbers(pa.int32()), nullable=False),
-        pa.field("regions", _numbers(pa.int32()), nullable=False),
-        pa.field("scores", _numbers(pa.float32())),
-        pa.field("miou", pa.float32(), nullable=False),
-        pa.field("reward", pa.float32(), nullable=False),
-        pa.field("loss", pa.float32(), nullable=False),
-        pa.field("mean_q", pa.float32()),
-        pa.field("class_pixels", _numbers(pa.int64()), nullable=False),
-    ]
-)
-"""One step of labelling D_V. `rows`, `regions` and `scores` `[K]` are what was labelled and what the policy thought of
-it; `miou` and `reward` are those of the training pass after it on D_R, `class_pixels` `[C]` what the labels hold.
-"""
-
-
 class RALISEnvRunner(SegmentationEnvRunner):
     """Plays the ordered episodes and labels what it is ordered to, each a pure function of its order and the weights."""
 
@@ -128,8 +106,8 @@ class RALISEnvRunner(SegmentationEnvRunner):
             context: `steps`, `seed` of the whole acquisition, and `state`, None or what the order before gave back.
 
         Returns:
-            `rows` and `regions`, int64 `[steps, K]`; `decisions`, a record batch of `DECISION_SCHEMA`; `state`, bytes from which
-            any actor goes on to the very same result.
+            `rows` and `regions`, int64 `[steps, K]`; `reward`, `miou` and `loss` `[steps]`, of the training pass after each; `state`,
+            bytes from which any actor goes on to the very same result.
 
         Raises:
             NonFiniteError: a value or a loss is not finite.
@@ -150,13 +128,15 @@ class RALISEnvRunner(SegmentationEnvRunner):
             episode.reset(start, game)
         else:
             episode.set_state(start, game, context["state"])
-        played = [self._play(options.policy, 0.0) for _ in range(min(context["steps"], episode.steps - episode.step))]
-        choices, steps = [choice for _, choice, _ in played], [step for _, _, step in played]
+        count = min(context["steps"], episode.steps - episode.step)
+        steps = [self._play(options.policy, 0.0)[2] for _ in range(count)]
         shape = (len(steps), options.per_step)
         return {
             "rows": np.array([step.rows for step in steps], dtype=np.int64).reshape(shape),
             "regions": np.array([step.regions for step in steps], dtype=np.int64).reshape(shape),
-            "decisions": _decisions(choices, steps),
+            "reward": np.array([step.reward for step in steps]),
+            "miou": np.array([step.miou for step in steps]),
+            "loss": np.array([step.loss for step in steps]),
             "state": episode.get_state(),
         }
 
@@ -178,22 +158,6 @@ class RALISEnvRunner(SegmentationEnvRunner):
         )
         choice = chooser.choose(observation, exploration)
         return observation, choice, episode.label(choice.chosen)
-
-
-def _decisions(choices: list[Choice], steps: list[Step]) -> pa.RecordBatch:
-    columns: dict[str, list[Any]] = {
-        "step": [step.number for step in steps],
-        "rows": [step.rows for step in steps],
-        "regions": [step.regions for step in steps],
-        "scores": [choice.scores for choice in choices],
-        "miou": [step.miou for step in steps],
-        "reward": [step.reward for step in steps],
-        "loss": [step.loss for step in steps],
-        "mean_q": [choice.mean_q for choice in choices],
-        "class_pixels": [step.class_pixels for step in steps],
-    }
-    arrays = [pa.array(columns[field.name], type=field.type) for field in DECISION_SCHEMA]
-    return pa.RecordBatch.from_arrays(arrays, schema=DECISION_SCHEMA)
 
 
 def _host(values: Any) -> np.ndarray:

@@ -42,7 +42,7 @@ class Game:
         budget: regions to label, a multiple of K.
         seed: of everything that is drawn.
         name: the setting that holds the budget.
-        known: images whose labels are known before the episode, to rehearse, int64 `[M]`.
+        known: images whose labels are known before the episode, int64 `[M]`: rehearsed, and covered for the core-set.
     """
 
     rows: np.ndarray
@@ -207,6 +207,7 @@ class LabellingEpisode:
             wanted,
             maps=self.maps,
             state_rows=self.game.state,
+            known_rows=self.game.known,
             labelled=self._known,
             seed=self.step_seed,
         )

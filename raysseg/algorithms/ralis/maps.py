@@ -46,12 +46,13 @@ class Encoded:
 class EncoderMaps(Protocol):
     """Where the decoder's input comes from."""
 
-    def batches(self, segmenter: Segmenter, rows: np.ndarray) -> Iterator[Encoded]:
+    def batches(self, segmenter: Segmenter, rows: np.ndarray, most: int | None = None) -> Iterator[Encoded]:
         """Yields the maps of images in batches, each image exactly once; without gradients.
 
         Args:
             segmenter: whose encoder it is, in evaluation mode.
             rows: int64 `[M]`.
+            most: images of a batch; None: as many as are passed where no gradient is needed.
         """
 
 
@@ -68,10 +69,11 @@ class FreshMaps:
         self._source, self._batch_size, self._autocast = source, batch_size, autocast
 
     @torch.no_grad()
-    def batches(self, segmenter: Segmenter, rows: np.ndarray) -> Iterator[Encoded]:
+    def batches(self, segmenter: Segmenter, rows: np.ndarray, most: int | None = None) -> Iterator[Encoded]:
         """Yields the maps of images in batches; see `EncoderMaps`."""
-        for first in range(0, len(rows), self._batch_size):
-            images, sizes = self._source.images(torch.as_tensor(rows[first : first + self._batch_size]))
+        count = most or self._batch_size
+        for first in range(0, len(rows), count):
+            images, sizes = self._source.images(torch.as_tensor(rows[first : first + count]))
             for size, members in _by_size([(int(height), int(width)) for height, width in sizes.tolist()]).items():
                 pixels = normalise(images[members, :, : size[0], : size[1]])
                 with self._autocast():
@@ -119,10 +121,11 @@ class KeptMaps:
         self._used, self._kept, self._bytes = [], {}, 0
 
     @torch.no_grad()
-    def batches(self, segmenter: Segmenter, rows: np.ndarray) -> Iterator[Encoded]:
+    def batches(self, segmenter: Segmenter, rows: np.ndarray, most: int | None = None) -> Iterator[Encoded]:
         """Yields the maps of images in batches; see `EncoderMaps`."""
-        for first in range(0, len(rows), self._batch_size):
-            images = [self._of(segmenter, int(row)) for row in rows[first : first + self._batch_size]]
+        count = most or self._batch_size
+        for first in range(0, len(rows), count):
+            images = [self._of(segmenter, int(row)) for row in rows[first : first + count]]
             for size, members in _by_size([image.size for image in images]).items():
                 levels = zip(*(images[member].maps for member in members), strict=True)
                 maps = [

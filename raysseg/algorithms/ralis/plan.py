@@ -25,13 +25,15 @@ class PlayPlan:
     """The played episodes of a run; synchronous and asynchronous loops ask it the same questions.
 
     A rollout is one whole episode under one policy; an update of the loop is as many minibatches as the episodes that
-    paid for it are worth.
+    paid for it are worth, and waits for them: how many are played is part of the method.
 
     Args:
         algorithm: the run, which holds replay, versions and published weights.
 
     Source: RALIS, Algorithm of Sec. 3.1; that the policy rests within an episode is a reconstruction.
     """
+
+    goes_on_from_replay = False
 
     def __init__(self, algorithm: RALIS) -> None:
         self._algorithm = algorithm

@@ -113,3 +113,21 @@ def check_budget(name: str, budget: int, images: int, regions: int) -> None:
             f"{name} is {budget} regions, but the {images} images to label have only {images * regions} "
             f"({regions} each); lower it, or keep fewer images in the other sets (ralis.sets)."
         )
+
+
+def check_oracle(keys: Sequence[str]) -> None:
+    """Checks that the oracle can answer.
+
+    Args:
+        keys: of the images to label that have no ground truth.
+
+    Raises:
+        InputError: there are any.
+
+    Source: reconstruction.
+    """
+    if keys:
+        raise InputError(
+            f"{len(keys)} of the images to label have no ground truth, the first is '{keys[0]}': here an oracle answers; people label "
+            "such images with `raysseg label`."
+        )

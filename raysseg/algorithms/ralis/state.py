@@ -38,7 +38,7 @@ class Wanted:
     Args:
         description: state and candidates' features, as the query network sees them.
         score: uncertainty of every candidate.
-        features: mean features F of the candidates, of D_S and of what is labelled.
+        features: mean features F of the candidates and of what is labelled.
     """
 
     description: bool = False
@@ -78,7 +78,7 @@ class Observation:
         candidates: float32 `[K, N, F]`, rounded likewise.
         scores: float32 `[K, N]`.
         points: mean features of the candidates, float32 `[K, N, D]`.
-        covered: those of D_S and of the regions labelled before, float32 `[L, D]`.
+        covered: those of the regions that are labelled, before the episode or in it, float32 `[L, D]`.
     """
 
     pools: Pools
@@ -136,18 +136,19 @@ class RegionDescriber:
         found: dict[str, Tensor] = {}
         with evaluation_mode(segmenter):
             for batch in maps.batches(segmenter, rows):
-                with self._autocast():
-                    output = segmenter.decode(batch.maps, batch.size)
-                parts = self._of_batch(output, batch.size, wanted)
+                parts: dict[str, Tensor] = {}
+                if wanted.features or wanted.description or wanted.score != "bald":
+                    with self._autocast():
+                        output = segmenter.decode(batch.maps, batch.size)
+                    parts = self._of_batch(output, batch.size, wanted)
                 if wanted.score == "bald":
                     # The first row names the batch, so that the draws depend on nothing but the order of rows.
                     own_seed = int(generator(seed, "dropout", int(batch.places[0])).integers(2**62))
                     parts["scores"] = self._bald(segmenter, batch.maps, batch.size, own_seed)
-                places = torch.as_tensor(batch.places, device=output.logits.device)
                 for name, part in parts.items():
                     if name not in found:
                         found[name] = part.new_empty(len(rows), *part.shape[1:])
-                    found[name][places] = part
+                    found[name][torch.as_tensor(batch.places, device=part.device)] = part
         for name, part in found.items():
             if not bool(torch.isfinite(part).all()):
                 bad = (~torch.isfinite(part.flatten(1)).all(1)).nonzero()[0].item()
@@ -211,10 +212,11 @@ class RegionDescriber:
         *,
         maps: EncoderMaps,
         state_rows: np.ndarray,
+        known_rows: np.ndarray,
         labelled: LabelledRegions,
         seed: int,
     ) -> Observation:
-        """Looks at D_S and at the candidates' images, each once.
+        """Looks at D_S and at the candidates' images, each once; for the core-set also at the images labelled from the start.
 
         Args:
             segmenter: f.
@@ -222,7 +224,8 @@ class RegionDescriber:
             wanted: what the policy looks at.
             maps: gives the encoder maps of all images.
             state_rows: D_S, int64 `[|D_S|]`.
-            labelled: what was labelled before.
+            known_rows: images that are labelled from the start, int64 `[M]`.
+            labelled: what was labelled since.
             seed: of this step.
 
         Source: RALIS, Sec. 3.2 and 3.3.
@@ -233,20 +236,20 @@ class RegionDescriber:
         seen = self.describe(segmenter, maps, images, wanted, seed=seed)
         index = torch.as_tensor(places * self._options.regions.count + pools.regions)
         state = candidates = points = covered = None
-        if wanted.description or wanted.features:
-            known = self.describe(segmenter, maps, state_rows, dataclasses.replace(wanted, score=None))
         if wanted.description:
+            known = self.describe(segmenter, maps, state_rows, dataclasses.replace(wanted, score=None, features=False))
             assert known.shares is not None
             assert known.entropies is not None
             state = torch.cat([known.shares, known.entropies], 2).flatten(0, 1)
             state = _stored(state)
             candidates = _stored(self._candidates(seen, index, pools.distinct, labelled.shares))
         if wanted.features:
-            assert known.features is not None
             points = _at(seen.features, index)
-            covered = known.features.flatten(0, 1)
-            if labelled.features is not None:
-                covered = torch.cat([covered, labelled.features])
+            covered = points.new_zeros(0, points.shape[-1]) if labelled.features is None else labelled.features
+            if len(known_rows):
+                features = self.describe(segmenter, maps, known_rows, Wanted(features=True)).features
+                assert features is not None
+                covered = torch.cat([features.flatten(0, 1), covered])
         scores = None if seen.scores is None else _at(seen.scores, index)
         return Observation(
             pools=pools, state=state, candidates=candidates, scores=scores, points=points, covered=covered

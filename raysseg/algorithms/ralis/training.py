@@ -111,8 +111,9 @@ class _Minibatch:
 class RegionTrainer:
     """Trains a segmenter on regions, with one optimiser over all steps of an episode.
 
-    Batch normalisation works as in ordinary training, with the statistics of the images of a minibatch, and its running
-    statistics follow; a minibatch of one image takes the running ones. With scope `decoder` the encoder's stay as they are.
+    Batch normalisation works as in ordinary training, with the statistics of the images that pass together (of one size, with
+    `pass_size` at most so many of a minibatch), and its running statistics follow; one image alone takes the running ones. With
+    scope `decoder` the encoder's stay as they are.
 
     Args:
         data: images and labels.
@@ -260,7 +261,8 @@ class RegionTrainer:
         else:
             mass = label_mass(labels, self._weights).clamp(min=smallest)
             losses = []
-            for batch in self._maps.batches(self._segmenter, minibatch.rows):
+            together = self._options.pass_size or len(minibatch.rows)
+            for batch in self._maps.batches(self._segmenter, minibatch.rows, together):
                 self._segmenter.decoder.train(len(batch.places) > 1)
                 with self._autocast():
                     output = self._segmenter.decode(batch.maps, batch.size)
