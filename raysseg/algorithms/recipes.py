@@ -165,8 +165,8 @@ def _check_shared(recipe: Recipe, variant: str) -> None:
         own = key.removeprefix(f"{section}.")
         if own.partition(".")[0] in recipe.method.shared:
             raise InputError(
-                f"The variant {variant} of {recipe.name} sets {key}, which the pre-training that all variants of a seed share depends on; "
-                f"set {section}.{own} for the whole recipe."
+                f"The variant {variant} of {recipe.name} sets {key}, which the pre-training that all variants of a seed share "
+                f"depends on; set {section}.{own} for the whole recipe."
             )
 
 

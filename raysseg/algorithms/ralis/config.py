@@ -111,8 +111,8 @@ class SegmenterStepOptions(Settings):
     pass_size: int | None = Field(
         None,
         ge=1,
-        description="[R] images of a minibatch that pass together, with the statistics of batch normalisation of their own; used by "
-        "the scope 'decoder'; null: all of one size",
+        description="[R] images of a minibatch that pass together, with their own statistics of batch normalisation; for scope "
+        "'decoder'; null: all of one size",
     )
     augmentation: AugmentationSettings = Field(
         AugmentationSettings(scale=(1.0, 1.0), flip=0.5, rotation=0.0, crop=None),
@@ -174,7 +174,10 @@ class LearningOptions(Settings):
         OptimiserSettings(learning_rate=1e-3, momentum=0.95, weight_decay=1e-3, schedule="cosine"),
         description="[C] SGD 1e-3, 0.95, 1e-3; [R] the schedule, over all updates: that of [C] ends after 5 episodes",
     )
-    replay: ReplaySettings = Field(ReplaySettings(capacity=600), description="[C] 600 regions; Cityscapes 3200, less than the episodes that arrive whole here")
+    replay: ReplaySettings = Field(
+        ReplaySettings(capacity=600),
+        description="[C] 600 regions; Cityscapes 3200, less than one of the episodes that arrive whole here",
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> LearningOptions:
@@ -289,8 +292,8 @@ class RALISSettings(MethodSettings):
         needed = math.ceil(price) * learning.budget
         if learning.replay.capacity < needed:
             raise ValueError(
-                f"ralis.learning.replay.capacity is {learning.replay.capacity}, but the {math.ceil(price)} episodes between two updates "
-                f"have {needed} transitions, of which the first would be lost before any is learned from"
+                f"ralis.learning.replay.capacity is {learning.replay.capacity}, but the {math.ceil(price)} episodes between two "
+                f"updates have {needed} transitions, of which the first would be lost before any is learned from"
             )
         return self
 

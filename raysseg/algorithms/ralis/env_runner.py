@@ -106,8 +106,8 @@ class RALISEnvRunner(SegmentationEnvRunner):
             context: `steps`, `seed` of the whole acquisition, and `state`, None or what the order before gave back.
 
         Returns:
-            `rows` and `regions`, int64 `[steps, K]`; `reward`, `miou` and `loss` `[steps]`, of the training pass after each; `state`,
-            bytes from which any actor goes on to the very same result.
+            `rows` and `regions`, int64 `[steps, K]`; `reward`, `miou` and `loss` `[steps]`, of the training pass after each;
+            `state`, bytes from which any actor goes on to the very same result.
 
         Raises:
             NonFiniteError: a value or a loss is not finite.

@@ -128,6 +128,6 @@ def check_oracle(keys: Sequence[str]) -> None:
     """
     if keys:
         raise InputError(
-            f"{len(keys)} of the images to label have no ground truth, the first is '{keys[0]}': here an oracle answers; people label "
-            "such images with `raysseg label`."
+            f"{len(keys)} of the images to label have no ground truth, the first is '{keys[0]}': here an oracle answers; people "
+            "label such images with `raysseg label`."
         )
