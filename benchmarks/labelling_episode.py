@@ -68,7 +68,7 @@ def watched(runner: RALISEnvRunner, watch: Stopwatch) -> Iterator[None]:
         (rewards_module, "upsample_logits", "logits to pixels, D_R"),
         (rewards_module, "confusion_matrix", "confusion matrix"),
         (state_module, "upsample_logits", "logits to pixels, D_S and candidates"),
-        (state_module, "entropy_map", "entropy of pixels"),
+        (state_module, "entropy_map_of_logits", "entropy of pixels"),
         (state_module, "pooled_entropies", "pooled entropies"),
         (state_module, "class_shares", "class shares"),
         (state_module, "divergence_histograms", "divergences"),

@@ -4,9 +4,10 @@
 
 256 pools of 100 candidates are 25,600 regions; each is compared with all of them and with 10,000 labelled regions, 911
 million divergences in all. What is measured:
-- the step: predicted classes, entropies, shares and poolings of the images that hold the candidates (200 full images
-  at the least, and the 10 of the state), both histograms, the query network's values, and the labels that come back;
-  the segmenter's probabilities are given (one map of smooth random ones, read anew for each image);
+- the step: from the decoder's logits on (one map of smooth random ones, a quarter of the image's size, read anew for each
+  image) pixels' logits, predicted classes, entropies, shares and poolings of the images that hold the candidates (200 full
+  images at the least, and the 10 of the state), both histograms, the query network's values, and the labels that come back.
+  Its sum is also given without the resampling to pixels, which the authors' segmenter does itself;
 - both histograms against one `scipy.stats.entropy` call and one `numpy.histogram` per candidate, as the authors' code
   does it. Their side is run on a few candidates, spread over all, and its time per candidate multiplied: each of its
   candidates costs the same, since SciPy's work does not depend on the values. Both sides are timed in turns;
@@ -31,14 +32,15 @@ from torch.nn import functional as F
 from raysseg.algorithms.ralis.config import LearningOptions, RALISOptions, RegionOptions, SetsOptions
 from raysseg.algorithms.ralis.module import QueryNetwork
 from raysseg.functional import (
-    candidates,
     class_shares,
     divergence_histograms,
-    entropy_map,
+    entropy_map_of_logits,
     kl_matrix,
     label_shares,
     pooled_entropies,
+    predicted_classes,
 )
+from raysseg.segmenters import upsample_logits
 
 CLASSES, HEIGHT, WIDTH = 19, 1024, 2048
 POOLS, POOL_SIZE, LABELLED, STATE_IMAGES = 256, 100, 10_000, 10
@@ -51,6 +53,7 @@ OPTIONS = RALISOptions(
     learning=LearningOptions(budget=15 * POOLS),
 )
 MIB = 1 << 20
+RESAMPLING = "the logits of pixels"
 
 
 def memory(name: str) -> int:
@@ -98,9 +101,10 @@ def step(images: int, p: Tensor, labelled: Tensor, generator: torch.Generator) -
     """Returns the seconds and bytes of each part of one step."""
     regions, smoothing = OPTIONS.regions, OPTIONS.regions.smoothing
     grid = (regions.rows, regions.columns)
-    logits = 4 * torch.randn(1, CLASSES, HEIGHT // 32, WIDTH // 32, generator=generator)
-    probabilities = F.interpolate(logits, (HEIGHT, WIDTH), mode="bilinear").softmax(1)
-    classes, entropy = candidates(probabilities)[0], entropy_map(probabilities)
+    smooth = 4 * torch.randn(1, CLASSES, HEIGHT // 32, WIDTH // 32, generator=generator)
+    coarse = F.interpolate(smooth, (HEIGHT // 4, WIDTH // 4), mode="bilinear")
+    logits = upsample_logits(coarse, (HEIGHT, WIDTH))
+    classes, entropy = predicted_classes(logits), entropy_map_of_logits(logits)
     network = QueryNetwork(**OPTIONS.network(CLASSES)).eval()
     features = torch.randn(POOLS, POOL_SIZE, regions.action_features(CLASSES), generator=generator)
     state = torch.randn(1, STATE_IMAGES * regions.count, regions.state_features(CLASSES), generator=generator)
@@ -118,8 +122,9 @@ def step(images: int, p: Tensor, labelled: Tensor, generator: torch.Generator) -
             return network(state, features).argmax(1)
 
     return {
-        f"predicted classes of {images} images": timed(of_all_images(lambda: candidates(probabilities))),
-        "their entropies": timed(of_all_images(lambda: entropy_map(probabilities))),
+        RESAMPLING: timed(of_all_images(lambda: upsample_logits(coarse, (HEIGHT, WIDTH)))),
+        f"predicted classes of {images} images": timed(of_all_images(lambda: predicted_classes(logits))),
+        "their entropies": timed(of_all_images(lambda: entropy_map_of_logits(logits))),
         "their regions' class shares": timed(of_all_images(lambda: class_shares(classes, CLASSES, *grid, smoothing))),
         "their regions' pooled entropies": timed(
             of_all_images(lambda: pooled_entropies(entropy, *grid, regions.entropy_cells, regions.entropy_poolings))
@@ -198,7 +203,8 @@ def main() -> None:
     parts = step(options.images, p, labelled, torch.Generator().manual_seed(0))
     for name, (seconds, size) in parts.items():
         print(f"{name:52s} {seconds:8.2f} s   at most {size / MIB:6.0f} MiB beyond its input")
-    print(f"{'one step':52s} {sum(seconds for seconds, _ in parts.values()):8.2f} s")
+    total = sum(seconds for seconds, _ in parts.values())
+    print(f"{'one step':52s} {total:8.2f} s, without {RESAMPLING} {total - parts[RESAMPLING][0]:.2f} s")
 
     others = [np.ascontiguousarray(q.double().numpy().T) for q in (labelled, p)]
     wide = p.double().numpy()

@@ -89,10 +89,10 @@ def test_every_image_passes_once_per_step(game_bench: Make) -> None:
 @pytest.mark.parametrize("policy", ["uniform", "entropy", "coreset"])
 def test_a_baseline_pays_only_for_what_it_looks_at(game_bench: Make, policy: str) -> None:
     bench = game_bench()
-    episode = bench.reset()
+    episode = bench.reset(known=bench.sets.start)
     assert episode.pools is not None
     images = {"uniform": 0, "entropy": len(np.unique(episode.pools.rows))}
-    images["coreset"] = images["entropy"] + len(bench.sets.state)
+    images["coreset"] = images["entropy"] + len(bench.sets.start)
     with counted(episode.segmenter) as counts:
         bench.choose(policy)
     assert counts["encoded"] == images[policy]

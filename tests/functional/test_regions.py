@@ -19,6 +19,7 @@ from raysseg.functional import (
     class_shares,
     cut_regions,
     entropy_map,
+    entropy_map_of_logits,
     label_shares,
     pooled_entropies,
     region_means,
@@ -136,6 +137,10 @@ def test_entropy_is_scipys(seed: int, num_classes: int, height: int, width: int)
     expected = scipy.stats.entropy(probabilities.numpy(), axis=1)
     assert found.numpy() == pytest.approx(expected, abs=1e-5)
     assert (found >= 0).all()
+    for chunk in (1, 50, 1 << 20):
+        same = entropy_map_of_logits(torch.tensor(logits).float(), chunk_elements=chunk)
+        assert same.numpy() == pytest.approx(expected, abs=1e-5)
+        assert (same >= 0).all()
 
 
 def test_entropy_of_certainty_and_of_none() -> None:
@@ -215,5 +220,7 @@ def test_bad_input_is_refused() -> None:
         region_means(maps[None], 4, 3)
     with pytest.raises(InputError, match=r"expected \[B, C, H, W\]"):
         entropy_map(maps)
+    with pytest.raises(InputError, match=r"expected \[B, C, H, W\]"):
+        entropy_map_of_logits(maps)
     with pytest.raises(InputError, match=r"maps is \[8, 9\]"):
         cut_regions(maps[0], 2, 3)

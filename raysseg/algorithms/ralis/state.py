@@ -25,7 +25,7 @@ from raysseg.errors import InputError, NonFiniteError
 from raysseg.functional.acquisition import BaldSums, add_bald_pass, bald_map, margin_map
 from raysseg.functional.divergence import divergence_histograms
 from raysseg.functional.label_inference import predicted_classes
-from raysseg.functional.regions import class_shares, entropy_map, pooled_entropies, region_means
+from raysseg.functional.regions import class_shares, entropy_map_of_logits, pooled_entropies, region_means
 from raysseg.segmenters import Segmenter, SegmenterOutput, evaluation_mode, upsample_logits
 
 Score = Literal["entropy", "margin", "bald"]
@@ -165,11 +165,10 @@ class RegionDescriber:
         if not (wanted.description or wanted.score in ("entropy", "margin")):
             return parts
         logits = upsample_logits(output.logits, size)
-        probabilities = logits.softmax(1)
         if wanted.score == "margin":
-            parts["scores"] = region_means(margin_map(probabilities), *grid)
+            parts["scores"] = region_means(margin_map(logits.softmax(1)), *grid)
         if wanted.score == "entropy" or wanted.description:
-            entropy = entropy_map(probabilities)
+            entropy = entropy_map_of_logits(logits)
             if wanted.score == "entropy":
                 parts["scores"] = region_means(entropy, *grid)
             if wanted.description:
