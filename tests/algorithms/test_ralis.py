@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -23,6 +25,7 @@ from raysseg.algorithms.ralis.stages import Labelled, rare_classes, window
 from raysseg.algorithms.ralis.steps import STEP_SCHEMA
 from raysseg.algorithms.ralis.variant_sets import SETS_FILE
 from raysseg.core.modules import SEGMENTER
+from raysseg.data.store import Store
 from raysseg.errors import InputError
 
 REGIONS = 4
@@ -46,6 +49,12 @@ class TestRALIS(MethodTester):
         ({"ralis__learning__gamma": 1.1}, r"ralis\.learning\.gamma"),
         ({"ralis__learning__batch_size": 1}, r"ralis\.learning\.batch_size"),
         ({"ralis__learning__replay__shards": 2}, "replay.shards has no effect"),
+        ({"ralis__learning__replay__capacity": 8}, "capacity is 8, but one played episode has 9 transitions"),
+        (
+            {"engine__num_env_runners": 8},
+            "capacity is 64, but the 8 episodes between two updates have 72 transitions",
+        ),
+        ({"ralis__episode__pass_size": 2}, "pass_size is 2 but scope is 'all', where it has no effect"),
         ({"ralis__sets__start": 10}, "start is 10 but play is 10"),
         ({"ralis__regions__entropy_poolings": ["max", "max"]}, "lists one twice"),
         ({"ralis__episode__scope": "decoder"}, "augmentation must be off"),
@@ -284,6 +293,26 @@ def test_a_budget_larger_than_the_pool_and_a_grid_that_does_not_fit_are_refused(
         play(ralis__budgets=[6, 30])
     with pytest.raises(InputError, match=r"48x48 pixels.*does not divide"):
         play(ralis__regions__rows=5)
+
+
+def test_images_that_no_oracle_knows_are_said_before_anything_is_trained(
+    play: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "has_label", lambda self, key: False)
+    with pytest.raises(
+        InputError, match=r"7 of the images to label have no ground truth, the first is '.*raysseg label"
+    ):
+        play()
+    play(ralis__policy="none")
+
+
+def test_every_episode_is_paid_for_whatever_an_update_costs() -> None:
+    settings = settings_of(ralis__learning__episodes=60, ralis__learning__updates_per_step=4.0)
+    for price in (0.5, 1.0, 1.5, 2.5):
+        run = mock.Mock(spec=RALIS, settings=settings, rollouts_per_update=price)
+        updates = RALIS.play_updates.fget(run)
+        assert math.ceil(updates * price) in range(60, 63), "rollouts that the loop orders"
+        assert updates * RALIS.minibatches_per_update.fget(run) == 60 * 3 * 4
 
 
 def test_a_run_leaves_its_network_its_regions_and_a_picture(play: Train, tmp_path: Path) -> None:

@@ -197,6 +197,18 @@ def test_only_the_newest_regions_pixels_are_learned_from(game_bench: Make, scope
         assert step.class_pixels.tolist() == counts.tolist()
 
 
+@pytest.mark.parametrize(("pass_size", "passes"), [(None, [5]), (2, [2, 2, 1])])
+def test_a_minibatch_passes_as_one_whatever_fits_into_inference(
+    game_bench: Make, pass_size: int | None, passes: list[int]
+) -> None:
+    bench = game_bench(**DECODER, ralis__episode__pass_size=pass_size, engine__inference_batch_size=3)
+    episode = bench.reset(known=bench.sets.labelled)
+    decode = episode.segmenter.decode
+    with mock.patch.object(episode.segmenter, "decode", side_effect=decode) as decoded:
+        episode._trainer.train(np.array([4, 7, 8, 9, 11]), np.array([0, 3, 2, 1, 1]), seed=0, progress=0.0)
+    assert [len(call.args[0][-1]) for call in decoded.call_args_list] == passes
+
+
 def test_unlabelled_pixels_of_the_truth_are_never_counted_nor_trained_on(game_bench: Make) -> None:
     bench = game_bench()
     data = bench.runner.workspace.train

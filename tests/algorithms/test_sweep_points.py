@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import yaml
 from algorithms.tiny_eil import VALUES
+from algorithms.tiny_ralis import VALUES as RALIS_VALUES
 
+from raysseg.algorithms.recipes import load_recipe
 from raysseg.algorithms.sweep_points import Job, plan_jobs, pretraining_digest, short_names, value_at
 from raysseg.algorithms.sweep_settings import Sweep, load_sweep
 from raysseg.errors import InputError
@@ -101,6 +103,25 @@ def test_only_keys_that_reach_pretraining_split_it(sweep: Callable[..., Sweep]) 
     assert digests("data.synthetic.noise", [2.0, 4.0]) == 2
     seeds = plan_jobs(sweep(seeds=[0, 1]))[1]
     assert len({pretraining_digest(job) for job in seeds}) == 2
+
+
+def test_what_a_methods_pretraining_depends_on_splits_it_and_is_no_variants_own(tmp_path: Path) -> None:
+    recipe = {**RALIS_VALUES, "seeds": [0], "variants": {"uniform": {"policy": "uniform"}}}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(recipe))
+
+    def digests(key: str, values: list[Any]) -> int:
+        path = tmp_path / "my_sweep.yaml"
+        path.write_text(yaml.safe_dump({"recipe": "small.yaml", "variant": "uniform", "space": {key: values}}))
+        return len({pretraining_digest(job) for job in plan_jobs(load_sweep(path, ()))[1]})
+
+    assert digests("ralis.start_share", [0.5, 1.0]) == 2
+    assert digests("ralis.sets.state", [2, 3]) == 2
+    assert digests("ralis.pool_size", [2, 3]) == 1
+    for key in ("start_share", "ralis.sets.start"):
+        variants = {"uniform": {"policy": "uniform"}, "other": {"policy": "uniform", key: 1}}
+        (tmp_path / "small.yaml").write_text(yaml.safe_dump({**recipe, "variants": variants}))
+        with pytest.raises(InputError, match=rf"variant other of small sets {key}, .* set ralis\."):
+            load_recipe(str(tmp_path / "small.yaml"))
 
 
 def test_short_names_tell_keys_apart() -> None:

@@ -308,6 +308,14 @@ def test_the_learner_goes_on_when_all_actors_are_dead() -> None:
     assert world.now - before < 9 * 5, "and at no less than the slowest pace"
 
 
+def test_where_rollouts_are_part_of_the_method_none_is_granted() -> None:
+    world = World(actors=4, rollout=60.0, update=0.5)
+    loop = make(world, updates=12, rollouts_ahead=1)
+    loop.plan.goes_on_from_replay = False
+    loop.run(12)
+    assert sorted(loop.plan.numbers()) == list(range(12))
+
+
 def test_a_silent_actor_holds_nobody() -> None:
     world = World(actors=3)
     loop = make(world)
