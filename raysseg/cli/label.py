@@ -36,8 +36,6 @@ label_app = typer.Typer(
     add_completion=False,
 )
 
-_LOCAL_FILES = "/data/local-files/?d="
-
 RunPart = Annotated[Path, typer.Argument(help="Folder of the labelling run.")]
 
 
@@ -77,11 +75,12 @@ def init(
         _assign(values, assignment)
     if "classes" not in values:
         raise InputError("The classes are not known: name them with --classes a,b,c, or give a variant with --from.")
+    _make_absolute(values)
     checked = load_settings(LabellingSettings, values, where="the options")
     found = list_images(images)
     check_project(run, checked, found)
     # Networks that cannot be had are better said now than at the first round, and so are images that are broken.
-    Networks(checked)
+    Networks(checked).check_images(len(found))
     with Progress(len(found), "reading the images") as bar:
         for number, image in enumerate(found.values(), start=1):
             read_image(image.file)
@@ -101,8 +100,12 @@ def next_command(
         Path | None, typer.Option(help="New folder for what is to be labelled; RUN/rounds/NUMBER by default.")
     ] = None,
     image_url: Annotated[
-        str, typer.Option(help="Label Studio: what stands before crops/… and context/… in the pictures' addresses.")
-    ] = _LOCAL_FILES,
+        str | None,
+        typer.Option(
+            help="Label Studio: what stands before crops/… and context/… in the pictures' addresses; by default that of the "
+            "round's folder among its local files."
+        ),
+    ] = None,
 ) -> None:
     """Train on the answers so far, rank, and write the regions to label now."""
     done = next_round(run, n, out, image_url, lambda title, total: Progress(total, title))
@@ -123,6 +126,9 @@ def add(
             help="Index PNGs (or folders of them), a Label Studio export (.json), CVAT exports (.zip, .xml)."
         ),
     ],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Put these answers in the place of earlier ones for the same regions.")
+    ] = False,
 ) -> None:
     """Take answers into the ledger; exit status 1 where some were refused."""
     project = Project(run)
@@ -130,7 +136,7 @@ def add(
     with Ledger(project.ledger) as ledger:
         if ledger.repaired is not None:
             print(ledger.repaired, file=sys.stderr)
-        taker = AnswerTaker(project, Rounds(run / "rounds"), ledger)
+        taker = AnswerTaker(project, Rounds(run / "rounds"), ledger, replace=replace)
         with Progress(len(paths), "taking answers") as bar:
             for number, path in enumerate(paths, start=1):
                 taker.take(read_answers_of(path, project.settings.classes))
@@ -163,8 +169,7 @@ def status(run: RunPart) -> None:
     Console().print(classes)
     if shown.torn_bytes:
         _say(
-            f"The ledger's last line is torn ({shown.torn_bytes} bytes that were never acknowledged); the next "
-            "raysseg label add sets it aside."
+            f"The ledger's last line is torn or damaged ({shown.torn_bytes} bytes); the next raysseg label add sets it aside."
         )
 
 
@@ -217,15 +222,29 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
         raise InputError(f"--set {assignment}: the value is not YAML.") from None
 
 
+def _make_absolute(values: dict[str, Any]) -> None:
+    """Names the files that a run is made from independently of the folder in which it is made."""
+    segmenter, variant = values.get("segmenter"), values.get("variant")
+    if isinstance(variant, str) and Path(variant).is_dir():
+        values["variant"] = str(Path(variant).absolute())
+    weights = segmenter.get("weights") if isinstance(segmenter, dict) else None
+    if isinstance(weights, str) and weights not in ("imagenet", "none") and Path(weights).is_file():
+        values["segmenter"] = {**values["segmenter"], "weights": str(Path(weights).absolute())}
+
+
 def _report(taken: Taken) -> None:
     """Says what became of the answers: on standard error with a list where some were refused, else on standard output."""
     parts = [f"{len(taken.added)} answers taken"]
+    if taken.replaced:
+        parts.append(f"{len(taken.replaced)} put in the place of earlier ones")
     if taken.known:
         parts.append(f"{len(taken.known)} were known already")
     if taken.open:
         parts.append(f"{len(taken.open)} regions have no label yet and are still asked for")
     if taken.unchanged:
         parts.append(f"{len(taken.unchanged)} of those taken equal the segmenter's pre-label in every pixel")
+    if taken.surplus:
+        parts.append(f"labels in {taken.surplus} regions that were not asked for were left out")
     for one in taken.refused:
         print(_refusal(one), file=sys.stderr)
     if taken.refused:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,9 +31,9 @@ Files = dict[str, Callable[[], bytes]]
 
 
 def label_definitions(classes: Sequence[str], palette: Sequence[tuple[int, int, int]]) -> list[dict[str, Any]]:
-    """Returns the labels of a project as CVAT's "Raw" label editor takes them."""
+    """Returns the labels of a project as CVAT's "Raw" label editor takes them; each can be drawn with any tool."""
     return [
-        {"name": name, "color": "#{:02x}{:02x}{:02x}".format(*colour), "type": "mask", "attributes": []}
+        {"name": name, "color": "#{:02x}{:02x}{:02x}".format(*colour), "type": "any", "attributes": []}
         for name, colour in zip(classes, palette, strict=True)
     ]
 
@@ -83,7 +84,13 @@ def _files(path: Path) -> Files | None:
         return None
 
     def reader(name: str) -> Callable[[], bytes]:
-        return lambda: archive.read(name)
+        def read() -> bytes:
+            try:
+                return archive.read(name)
+            except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+                raise InputError(f"{name} in the archive cannot be read: {error}.") from error
+
+        return read
 
     return {name: reader(name) for name in sorted(archive.namelist()) if not name.endswith("/")}
 
@@ -117,7 +124,8 @@ def _mask_element(where: np.ndarray, name: str) -> ElementTree.Element:
 def _read_annotations(read: Callable[[], bytes], classes: Sequence[str], source: str) -> Iterator[Found]:
     try:
         root = ElementTree.fromstring(read())
-    except (OSError, zipfile.BadZipFile, ElementTree.ParseError) as error:
+    except (OSError, zipfile.BadZipFile, ElementTree.ParseError, LookupError, ValueError) as error:
+        # An encoding that Python does not know is a LookupError, one that its parser does not take a ValueError.
         yield Refusal(name=source, source=source, reason=f"the file cannot be read as XML: {error}")
         return
     if root.tag != "annotations" or root.find("track") is not None:
@@ -131,14 +139,11 @@ def _read_annotations(read: Callable[[], bytes], classes: Sequence[str], source:
             size = (int(image.get("height", "")), int(image.get("width", "")))
             shapes = sorted((one for one in image if one.tag != "tag"), key=lambda one: int(one.get("z_order", "0")))
             yield found(name, paint(size, (_layer(one, classes, size) for one in shapes)), source)
-        except ValueError as error:
-            yield Refusal(name=name, source=source, reason=_sentence(error, image))
-
-
-def _sentence(error: ValueError, image: ElementTree.Element) -> str:
-    if isinstance(error, InputError):
-        return str(error)
-    return f"The image '{image.get('name')}' has a number that cannot be read: {error}."
+        except InputError as error:
+            yield Refusal(name=name, source=source, reason=str(error))
+        except (ValueError, OverflowError, MemoryError):
+            reason = f"The image '{image.get('name')}' has a number that cannot be read; whole numbers of pixels are expected."
+            yield Refusal(name=name, source=source, reason=reason)
 
 
 def _layer(shape: ElementTree.Element, classes: Sequence[str], size: tuple[int, int]) -> tuple[int, np.ndarray]:
@@ -150,9 +155,9 @@ def _layer(shape: ElementTree.Element, classes: Sequence[str], size: tuple[int, 
     if label not in classes:
         raise InputError(f"The class '{label}' is not known{nearest_name(label, classes)}")
     left, top, width, height = (int(float(shape.get(key, ""))) for key in ("left", "top", "width", "height"))
-    runs = np.array([int(run) for run in shape.get("rle", "").split(",")], dtype=np.int64)
-    if runs.min() < 0 or runs.sum() != width * height:
-        raise InputError(f"A mask of {width}×{height} pixels has runs over {runs.sum()} pixels.")
+    runs = [int(run) for run in shape.get("rle", "").split(",")]
+    if min(runs) < 0 or sum(runs) != width * height:
+        raise InputError(f"A mask of {width}×{height} pixels has runs over {sum(runs)} pixels.")
     if left < 0 or top < 0 or left + width > size[1] or top + height > size[0]:
         raise InputError(f"A mask reaches beyond its image of {size[1]}×{size[0]} pixels (width×height).")
     where: np.ndarray = np.zeros(size, dtype=bool)
@@ -196,7 +201,9 @@ def _read_labelmap(text: str, classes: Sequence[str]) -> dict[int, str]:
             ) from None
         colour = red << 16 | green << 8 | blue
         if colour in names:
-            raise InputError(f"{LABELMAP} gives '{names[colour]}' and '{parts[0]}' one colour, {parts[1]}.")
+            raise InputError(
+                f"{LABELMAP} gives '{names[colour]}' and '{parts[0]}' one colour, {parts[1]}; change one in CVAT."
+            )
         names[colour] = parts[0]
     return names
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -26,6 +29,34 @@ def write_durably(path: Path, content: bytes) -> None:
 def write_refused(path: Path, error: OSError) -> InputError:
     """The sentence for a file that cannot be written."""
     return InputError(f"{path} cannot be written: {error.strerror or error}.")
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """Gives a folder to write into, which becomes `out` at the end: that is there entirely or not at all.
+
+    Args:
+        out: a new or empty folder.
+
+    Raises:
+        InputError: the disk refuses.
+    """
+    # Of a path such as '.', only the absolute form has a name.
+    target = out.resolve()
+    partial = target.with_name(f".{target.name}{replay_files.PARTIAL}")
+    try:
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        yield partial
+        if target.exists():
+            target.rmdir()
+        partial.rename(target)
+        replay_files.sync_folder(target.parent)
+    except OSError as error:
+        raise write_refused(out, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 class ExclusiveLock:

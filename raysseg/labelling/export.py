@@ -12,7 +12,7 @@ import numpy as np
 from raysseg.core.seeding import generator
 from raysseg.errors import InputError
 from raysseg.functional.constants import UNLABELLED
-from raysseg.labelling.durable import write_refused
+from raysseg.labelling.durable import whole_folder
 from raysseg.labelling.folder_images import answered_map
 from raysseg.labelling.hand_out import check_target
 from raysseg.labelling.ledger import read_answers
@@ -32,6 +32,7 @@ class Exported:
 def export_answers(path: Path, out: Path, *, val_share: float, on_image: Callable[[int, int], None]) -> Exported:
     """Copies every image that has an answer, and writes its label map: 255 where nobody labelled anything.
 
+    The folder exists entirely or not at all.
     The images of the split `val` are drawn from the run's seed; where there are two images, each split has one at least.
 
     Args:
@@ -51,15 +52,13 @@ def export_answers(path: Path, out: Path, *, val_share: float, on_image: Callabl
         raise InputError(f"The run {path} has no answers yet: label regions of raysseg label next, and add them.")
     held_out = _held_out(names, val_share, project.settings.seed)
     pixels: np.ndarray = np.zeros(256, dtype=np.int64)
-    try:
+    with whole_folder(out) as partial:
         for done, name in enumerate(names, start=1):
             labels = answered_map(project, answers, name)
             pixels += np.bincount(labels.reshape(-1), minlength=256)
             split = "val" if name in held_out else "train"
-            _write(out / split, project, name, labels, scribbles=split == "train")
+            _write(partial / split, project, name, labels, scribbles=split == "train")
             on_image(done, len(names))
-    except OSError as error:
-        raise write_refused(out, error) from error
     return Exported(
         train=len(names) - len(held_out),
         val=len(held_out),

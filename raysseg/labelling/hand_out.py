@@ -15,17 +15,16 @@ Without a segmenter that knows the classes there are no pre-labels, and no files
 from __future__ import annotations
 
 import json
-import shutil
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from raysseg.core.replay_files import sync_folder
 from raysseg.errors import InputError
 from raysseg.labelling import cvat, label_studio
-from raysseg.labelling.durable import write_refused
+from raysseg.labelling.durable import whole_folder
 from raysseg.labelling.project import Project
 from raysseg.labelling.rounds import Asked
 from raysseg.visualization import save_index_png
@@ -36,8 +35,16 @@ _OUTLINE = (255, 0, 255)
 
 def check_target(out: Path) -> None:
     """Raises `InputError` unless a folder can be written at `out`: it is new, or empty."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out {out} exists and is not an empty folder; choose another one.")
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"--out {out} exists and is not an empty folder; choose another one.")
+        above = next(folder for folder in out.resolve().parents if folder.exists())
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be read: {error.strerror or error}.") from error
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(
+            f"--out {out} cannot be written: {above} is no folder that may be written; choose another one."
+        )
 
 
 def hand_out(
@@ -62,22 +69,11 @@ def hand_out(
     Raises:
         InputError: the disk refuses, or an image has gone or changed.
     """
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
+    with whole_folder(out) as partial:
         _write_pictures(partial, project, asked, prelabels, on_region)
         _write_label_studio(partial / "label_studio", project, asked, prelabels, url)
         _write_cvat(partial / "cvat", project, asked, prelabels)
         (partial / "regions.jsonl").write_text("".join(f"{one.line()}\n" for one in asked))
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-        sync_folder(out.parent)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise write_refused(out, error) from error
 
 
 def _write_pictures(
@@ -123,12 +119,12 @@ def _write_label_studio(
         for one in asked
     ]
     (folder / "tasks.json").write_text(json.dumps(tasks, ensure_ascii=False))
-    (folder / "interface.xml").write_text(label_studio.labelling_interface(classes, project.palette))
+    (folder / "interface.xml").write_text(label_studio.labelling_interface(classes, project.tool_colours))
 
 
 def _write_cvat(folder: Path, project: Project, asked: Sequence[Asked], prelabels: Mapping[str, np.ndarray]) -> None:
     folder.mkdir()
-    labels = cvat.label_definitions(project.settings.classes, project.palette)
+    labels = cvat.label_definitions(project.settings.classes, project.tool_colours)
     (folder / "labels.json").write_text(json.dumps(labels, indent=1, ensure_ascii=False))
     if prelabels:
         pictures = [(f"{one.id}.png", prelabels[one.id]) for one in asked]

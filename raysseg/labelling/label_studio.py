@@ -21,6 +21,8 @@ from raysseg.labelling.brush_rle import decode_brush, encode_brush
 
 BRUSH = "brushlabels"
 _CONTROL, _IMAGE = "classes", "image"
+_NO_SHAPES = (*("relation", "choices", "taxonomy", "textarea", "rating", "number", "datetime", "pairwise", "ranker"),)
+"""Types of results that say something about a picture or a shape, and paint nothing."""
 _UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-")
 
 
@@ -86,12 +88,17 @@ def read_export(path: Path, classes: Sequence[str]) -> Iterator[Found]:
     """Reads a JSON export task by task.
 
     Of several results that overlap, the later one covers the earlier one. Cancelled annotations and predictions are no
-    answers.
+    answers, and results that are no shapes say nothing about pixels.
     """
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         yield Refusal(name=path.name, source=str(path), reason=f"the file cannot be read as JSON: {error}")
+        return
+    except RecursionError:
+        yield Refusal(
+            name=path.name, source=str(path), reason="the file cannot be read as JSON: it is nested too deeply"
+        )
         return
     tasks = content if isinstance(content, list) else [content]
     if not all(isinstance(one, dict) and isinstance(one.get("data"), dict) and "annotations" in one for one in tasks):
@@ -109,8 +116,8 @@ def read_export(path: Path, classes: Sequence[str]) -> Iterator[Found]:
             yield _read_task(name, one, classes, source)
         except InputError as error:
             yield Refusal(name=name, source=source, reason=str(error))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            reason = f"the task is not of the form of a Label Studio export ({type(error).__name__}: {error})"
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, MemoryError):
+            reason = "the task is damaged: it is not of the form that Label Studio exports; export it again as 'JSON'"
             yield Refusal(name=name, source=source, reason=reason)
 
 
@@ -118,7 +125,10 @@ def _region(data: dict[str, Any]) -> str:
     """The region's id of a task: as `label next` wrote it, or the name of an uploaded picture."""
     if isinstance(data.get("region"), str):
         return str(data["region"])
-    path = PurePosixPath(unquote(urlsplit(str(data.get("image", ""))).path))
+    try:
+        path = PurePosixPath(unquote(urlsplit(str(data.get("image", ""))).path))
+    except ValueError:
+        return str(data["image"])
     # Label Studio puts eight digits and a dash before the name of a picture that was uploaded to it.
     return _UPLOAD_PREFIX.sub("", path.stem, count=1) if "upload" in path.parts else path.stem
 
@@ -129,7 +139,9 @@ def _read_task(name: str, content: dict[str, Any], classes: Sequence[str], sourc
         return Open(name=name, source=source)
     if len(annotations) > 1:
         raise InputError(f"The task has {len(annotations)} annotations; one is expected, so keep one and export again.")
-    results = annotations[0]["result"]
+    results = [one for one in annotations[0]["result"] if one.get("type") not in _NO_SHAPES]
+    if not results:
+        return Open(name=name, source=source)
     for result in results:
         if result.get("type") != BRUSH:
             raise InputError(
@@ -151,4 +163,7 @@ def _layer(result: dict[str, Any], classes: Sequence[str], size: tuple[int, int]
         raise InputError(f"The class '{names[0]}' is not known{nearest_name(str(names[0]), classes)}")
     if value.get("format") != "rle":
         raise InputError(f"A brush has the format '{value.get('format')}'; 'rle' is expected.")
-    return list(classes).index(names[0]), decode_brush(value.get("rle") or [], size)
+    code = value.get("rle") or []
+    if not isinstance(code, list):
+        raise InputError("The code of a brush is no list of numbers; export the task again as 'JSON'.")
+    return list(classes).index(names[0]), decode_brush(code, size)

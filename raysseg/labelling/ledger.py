@@ -7,6 +7,8 @@
 
 An answer is acknowledged when `Ledger.add` returns: its label map and then its line are on the disk by then. A kill
 before that leaves at most a label map without a line, which is found again when the answer comes again, and a torn line.
+
+A corrected answer is a line of its own that names the label map of the line that it replaces; no line is ever changed.
 """
 
 from __future__ import annotations
@@ -32,14 +34,15 @@ from raysseg.labelling.sealed_lines import SealedFile, read_sealed, seal_line
 LINES = "lines.jsonl"
 MASKS = "masks"
 
-Outcome = Literal["added", "known", "different"]
-"""What became of an answer: it is new; the very same was there; another one for its region was there and stays."""
+Outcome = Literal["added", "known", "different", "replaced"]
+"""What became of an answer: it is new; the very same was there; another one for its region was there and stays, or gave way.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """One line of the ledger: the region, the digest of its label map, the round that asked for it, when it came (UTC, ISO
-    8601) and from which file.
+    8601) and from which file, and the digest of the region's label map until then, None where it had none.
     """
 
     region: str
@@ -47,16 +50,22 @@ class Answer:
     round: int
     time: str
     source: str
+    replaces: str | None = None
+
+    def entry(self) -> dict[str, Any]:
+        """What its line holds."""
+        return {key: value for key, value in asdict(self).items() if key != "replaces" or value is not None}
 
 
 def read_answers(folder: Path) -> tuple[dict[str, Answer], int]:
     """Reads a ledger without the lock, while another process may be adding to it.
 
     Returns:
-        The answers by region, in the order in which they came, and the number of bytes of a torn last line.
+        The answers by region, in the order in which the regions were answered first, and the number of bytes of a last line
+        that is torn or damaged.
 
     Raises:
-        InputError: a line is damaged, or a region has two.
+        InputError: a line is damaged, or a region has two and the later one does not replace the earlier one.
     """
     content = read_sealed(folder / LINES)
     return _by_region(content, folder / LINES), len(content.torn)
@@ -91,7 +100,7 @@ class Ledger:
 
     @property
     def answers(self) -> Mapping[str, Answer]:
-        """The answers by region, in the order in which they came."""
+        """The answers by region, in the order in which the regions were answered first."""
         return MappingProxyType(self._answers)
 
     def __enter__(self) -> Ledger:
@@ -112,32 +121,39 @@ class Ledger:
     ) -> None:
         self._close()
 
-    def add(self, region: str, mask: np.ndarray, *, round_number: int, source: str) -> Outcome:
+    def add(self, region: str, mask: np.ndarray, *, round_number: int, source: str, replace: bool = False) -> Outcome:
         """Records an answer, unless its region has one; once it returns, the answer survives anything.
+
+        The label map of an answer that is known is written again where its file was lost or damaged.
 
         Args:
             region: the region's identifier.
             mask: uint8 [h, w], classes and 255 where the person left it open.
             round_number: the round that asked for it.
             source: the file that it came in.
+            replace: whether it takes the place of another answer for the region.
 
         Raises:
             InputError: the disk refuses; the ledger is then as it was before.
         """
         known = self._answers.get(region)
-        if known is not None:
-            return "known" if known.mask == mask_digest(mask) else "different"
+        if known is not None and known.mask == mask_digest(mask):
+            self._masks.put(mask)
+            return "known"
+        if known is not None and not replace:
+            return "different"
         answer = Answer(
             region=region,
             mask=self._masks.put(mask),
             round=round_number,
             time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             source=source,
+            replaces=None if known is None else known.mask,
         )
-        line, seal = seal_line(asdict(answer), self._seal)
+        line, seal = seal_line(answer.entry(), self._seal)
         self._append(line)
         self._answers[region], self._seal = answer, seal
-        return "added"
+        return "added" if known is None else "replaced"
 
     def _close(self) -> None:
         if self._descriptor >= 0:
@@ -168,12 +184,17 @@ class Ledger:
             self._append(b"\n")
 
     def _set_aside(self, content: SealedFile) -> None:
-        """Keeps the bytes of a torn line in a file of their own, before they are cut off."""
+        """Keeps the bytes of a torn or damaged line in a file of their own, before they are cut off."""
         name = f"torn-{content.size}-{hashlib.sha256(content.torn).hexdigest()[:8]}.bin"
         write_durably(self._folder / name, content.torn)
+        size, again = len(content.torn), ""
+        what = f"torn ({size} bytes of an answer that was never acknowledged)"
+        if content.torn.endswith(b"\n"):
+            # A line with its end may have been acknowledged before something damaged it.
+            what, again = f"damaged ({size} bytes)", "; give the last answer again"
         self.repaired = (
-            f"The last line of {self._path} was torn ({len(content.torn)} bytes of an answer that was never acknowledged): "
-            f"it now lies in {name}, and all {len(content.entries)} answers before it are there."
+            f"The last line of {self._path} was {what}, and set aside: "
+            f"it now lies in {name}, and all {len(content.entries)} answers before it are there{again}."
         )
 
     def _append(self, line: bytes) -> None:
@@ -194,7 +215,8 @@ def _by_region(content: SealedFile, path: Path) -> dict[str, Answer]:
     answers: dict[str, Answer] = {}
     for number, entry in enumerate(content.entries, start=1):
         answer = _answer(entry, path, number)
-        if answer.region in answers:
+        former = answers.get(answer.region)
+        if answer.replaces != (None if former is None else former.mask):
             raise InputError(f"Line {number} of {path} is a second answer for the region '{answer.region}'.")
         answers[answer.region] = answer
     return answers

@@ -22,7 +22,7 @@ def mask_digest(mask: np.ndarray) -> str:
 
 
 class MaskFolder:
-    """A folder of label maps by their digest.
+    """A folder of label maps by their digest; a file that was damaged or lost is made again when its label map comes again.
 
     Args:
         path: the folder, which exists.
@@ -39,8 +39,8 @@ class MaskFolder:
         """
         digest = mask_digest(mask)
         path = self._path / f"{digest}.png"
-        if path.exists():
-            # It was whole when it got its name, but whoever wrote it may have been killed before the name was safe.
+        if self._holds(digest):
+            # Whoever wrote it may have been killed before the name was safe.
             sync_folder(self._path)
             return digest
         stream = io.BytesIO()
@@ -65,3 +65,10 @@ class MaskFolder:
         if mask.dtype != np.uint8 or mask.ndim != 2 or mask_digest(mask) != digest:
             raise InputError(f"The answer's label map {path} is not what its name says; put a copy of it in its place.")
         return mask
+
+    def _holds(self, digest: str) -> bool:
+        try:
+            self.get(digest)
+        except InputError:
+            return False
+        return True

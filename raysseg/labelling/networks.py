@@ -50,6 +50,15 @@ class Networks:
                 self.query.eval()
         self.segmenter.eval()
 
+    def check_images(self, images: int) -> None:
+        """Raises `InputError` where a run has fewer images than the state that the query network looks at."""
+        wanted = self.options.sets.state
+        if self.query is not None and images < wanted:
+            raise InputError(
+                f"The state of the query network has {wanted} images, but the run has only {images}; "
+                "put more images into the folder, or rank with another --policy."
+            )
+
 
 def variant_options(folder: Path) -> tuple[tuple[str, ...], RALISOptions | None]:
     """The classes of a finished variant, and its settings of the labelling game where its method is RALIS.

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -36,6 +37,8 @@ class Shown(Protocol):
         """Shows the amount of work that is done."""
 
 
+_LOCAL_FILES = "/data/local-files/?d="
+
 Show = Callable[[str, float | None], AbstractContextManager[Shown]]
 """Makes the progress of one part of the work from its title and its amount, None where that is not known."""
 
@@ -54,7 +57,7 @@ class NextRound:
     prelabelled: bool
 
 
-def next_round(path: Path, count: int, out: Path | None, url: str, show: Show) -> NextRound:
+def next_round(path: Path, count: int, out: Path | None, url: str | None, show: Show) -> NextRound:
     """Makes the next round of a run.
 
     A round exists once `rounds/NUMBER.jsonl` does; a kill before that leaves a folder that is made again.
@@ -63,7 +66,8 @@ def next_round(path: Path, count: int, out: Path | None, url: str, show: Show) -
         path: of the run.
         count: regions to ask for.
         out: the round's folder; None is `rounds/NUMBER` in the run.
-        url: what stands before the pictures' paths in Label Studio's tasks.
+        url: what stands before the pictures' paths in Label Studio's tasks; None is the round's folder as one of its local
+            files.
         show: shows progress.
 
     Raises:
@@ -81,7 +85,14 @@ def next_round(path: Path, count: int, out: Path | None, url: str, show: Show) -
         else:
             check_target(out)
         answers, _ = read_answers(project.ledger)
-        return _Round(project, rounds, answers, number, show).make(count, out or own, url)
+        return _Round(project, rounds, answers, number, show).make(count, out or own, _address(out or own, url))
+
+
+def _address(out: Path, url: str | None) -> str:
+    if url is None:
+        # Label Studio serves no storage that is its document root itself, so the root is the folder above.
+        return f"{_LOCAL_FILES}{quote(out.resolve().name)}/"
+    return url if not url or url.endswith(("/", "=")) else f"{url}/"
 
 
 class _Round:
@@ -97,6 +108,7 @@ class _Round:
         """Trains, ranks, predicts and writes."""
         project, networks = self._project, self._networks
         RegionRanker.check_left(project, self._rounds.asked, count)
+        networks.check_images(len(project.names))
         segmenter = copy.deepcopy(networks.segmenter).to(self._device)
         if self._answers:
             self._train(segmenter)

@@ -106,7 +106,6 @@ class RegionRanker:
             round_number: all randomness depends on it and the run's seed.
 
         Raises:
-            InputError: there are fewer images than the query network's state has.
             NonFiniteError: the segmenter or the query network gives a value that is not finite.
         """
         project, seed = self._project, self._project.settings.seed
@@ -172,11 +171,9 @@ class RegionRanker:
 
     def _state_rows(self) -> np.ndarray:
         """The state's images, D_S, drawn once and for all: what the query network sees of them are predictions alone."""
-        wanted, images = self._options.sets.state, len(self._project.names)
-        if images < wanted:
-            raise InputError(f"The state of the query network has {wanted} images, but the run has only {images}.")
         draws = generator(self._project.settings.seed, "state")
-        return np.sort(draws.choice(images, size=wanted, replace=False)).astype(np.int64)
+        chosen = draws.choice(len(self._project.names), size=self._options.sets.state, replace=False)
+        return np.sort(chosen).astype(np.int64)
 
     def _answer_shares(self, answers: Mapping[str, Answer]) -> Tensor:
         """Shares of the classes in every answer, float32 [L, C]."""

@@ -42,7 +42,7 @@ class Rounds:
         folder: `rounds` of the run.
 
     Raises:
-        InputError: a file of a round is damaged.
+        InputError: a file of a round is damaged, or cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,9 +50,9 @@ class Rounds:
         self.asked: dict[str, Asked] = {}
         """Every region that was asked for, by its id."""
         self.count = 0
-        while (path := self.record(self.count + 1)).exists():
+        while (lines := _lines(path := self.record(self.count + 1))) is not None:
             self.count += 1
-            for number, line in enumerate(path.read_text().splitlines(), start=1):
+            for number, line in enumerate(lines, start=1):
                 one = _read(line, path, number)
                 self.asked[one.id] = one
 
@@ -67,10 +67,20 @@ class Rounds:
         self.asked |= {one.id: one for one in regions}
 
 
-def _read(line: str, path: Path, number: int) -> Asked:
+def _lines(path: Path) -> list[bytes] | None:
+    """The lines of a round's file; None where there is none."""
+    try:
+        return path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def _read(line: bytes, path: Path, number: int) -> Asked:
     try:
         entry: dict[str, Any] = json.loads(line)
         x0, y0, x1, y1 = entry.pop("box")
         return Asked(box=(x0, y0, x1, y1), **entry)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise InputError(f"Line {number} of {path} is damaged; put a copy of the file in its place.") from None

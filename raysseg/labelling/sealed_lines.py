@@ -3,8 +3,8 @@
     {"seal":"<16 hexadecimal digits>","entry":{…}}
 
 What may be wrong with such a file is one of two things. Its last line may be torn: a process was killed, or the power
-failed, while it was written; nobody was told that it is there. Any other line that does not fit its seal was damaged
-later: nothing here writes into the middle of the file.
+failed, while it was written; nobody was told that it is there. Any other line that does not fit its seal, and a last one
+that has its newline, was damaged later: nothing here writes into the middle of the file.
 """
 
 from __future__ import annotations

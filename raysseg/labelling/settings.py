@@ -36,7 +36,7 @@ class LabellingSettings(Settings):
     """Everything that `raysseg label init` fixes for a run."""
 
     images: str = Field(description="folder of the images")
-    classes: tuple[str, ...] = Field(min_length=2, max_length=MAX_CLASSES, description="names of the classes 0, 1, …")
+    classes: tuple[str, ...] = Field(description="names of the classes 0, 1, …")
     policy: Policy = Field("entropy", description="who ranks the regions")
     variant: str | None = Field(None, description="folder of the finished variant whose networks are used")
     regions: RegionOptions = RegionOptions()
@@ -53,6 +53,8 @@ class LabellingSettings(Settings):
     @field_validator("classes")
     @classmethod
     def _names(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if not 2 <= len(classes) <= MAX_CLASSES:
+            raise ValueError(f"the names of 2 to {MAX_CLASSES} classes are expected")
         twice = next((name for name in classes if classes.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"the class '{twice}' is named twice")

@@ -24,10 +24,13 @@ class Taken:
     """What became of the answers of one call, by the ids of their regions."""
 
     added: list[str] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
     known: list[str] = field(default_factory=list)
     open: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
     """Of the added ones those that equal the segmenter's pre-label in every pixel."""
+    surplus: int = 0
+    """Regions with labels in maps of whole images that were not asked for; their labels are left out."""
     refused: list[Refusal] = field(default_factory=list)
 
 
@@ -38,10 +41,12 @@ class AnswerTaker:
         project: the run.
         rounds: what was asked for.
         ledger: opened for adding.
+        replace: whether an answer takes the place of an earlier call's for the same region.
     """
 
-    def __init__(self, project: Project, rounds: Rounds, ledger: Ledger) -> None:
-        self._project, self._rounds, self._ledger = project, rounds, ledger
+    def __init__(self, project: Project, rounds: Rounds, ledger: Ledger, *, replace: bool = False) -> None:
+        self._project, self._rounds, self._ledger, self._replace = project, rounds, ledger, replace
+        self._given: set[str] = set()
         self.taken = Taken()
 
     def take(self, answers: Iterable[Found]) -> None:
@@ -83,35 +88,41 @@ class AnswerTaker:
         if isinstance(answer, Given) and answer.mask.shape != size:
             self._refuse(answer, f"{_size(answer.mask.shape)}; {_size(size)} are expected, the size of the image")
             return
-        surplus = 0
-        for number in range(self._project.grid.count):
-            region = self._project.region(answer.name, number)
+        regions = [self._project.region(answer.name, number) for number in range(self._project.grid.count)]
+        if isinstance(answer, Given) and not any(region.id in self._rounds.asked for region in regions):
+            self._refuse(answer, "no region of the image was asked for")
+            return
+        for region in regions:
             labelled = isinstance(answer, Given) and bool((answer.mask[region.cell] != UNLABELLED).any())
             if region.id not in self._rounds.asked:
-                surplus += labelled
+                self.taken.surplus += labelled
             elif labelled and isinstance(answer, Given):
                 self._record(region, np.ascontiguousarray(answer.mask[region.cell]), answer)
             else:
                 self._leave_open(region)
-        if surplus:
-            self._refuse(answer, f"labels in {surplus} regions of the image that were not asked for")
 
     def _record(self, region: Region, mask: np.ndarray, answer: Given | Open) -> None:
         asked = self._rounds.asked[region.id]
-        outcome = self._ledger.add(region.id, mask, round_number=asked.round, source=answer.source)
+        # Of two answers in one call neither is the correction of the other, in whichever order their files come.
+        replace = self._replace and region.id not in self._given
+        self._given.add(region.id)
+        outcome = self._ledger.add(region.id, mask, round_number=asked.round, source=answer.source, replace=replace)
         if outcome == "added":
             self.taken.added.append(region.id)
             if asked.prelabel == mask_digest(mask):
                 self.taken.unchanged.append(region.id)
+        elif outcome == "replaced":
+            self.taken.replaced.append(region.id)
         elif outcome == "known":
             self.taken.known.append(region.id)
         else:
             first = self._ledger.answers[region.id]
+            hint = "" if self._replace else ", unless --replace is given"
             self.taken.refused.append(
                 Refusal(
                     name=region.id,
                     source=answer.source,
-                    reason=f"already labelled, otherwise, by {first.source} at {first.time}; the first answer stays",
+                    reason=f"already labelled, otherwise, by {first.source} at {first.time}; the first answer stays{hint}",
                 )
             )
 

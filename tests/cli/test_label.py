@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+from raysseg.cli import label
 from raysseg.data.readers.images import read_index_map
 from raysseg.data.store import Store
+from raysseg.segmenters import SegmenterSettings, build_segmenter, save_segmenter
 
 TINY = [
     *("--set", "segmenter={encoder: resnet18, weights: none, encoder_depth: 3, decoder_channels: 16}"),
@@ -55,13 +58,15 @@ def test_from_images_to_a_store(command: Callable, run: Path, images: Path, tmp_
     assert first.status == 0, first.err
     assert "Round 1: 4 regions" in first.out
     assert "drawn at random, without pre-labels" in first.out
+    tasks = json.loads((run / "rounds" / "0001" / "label_studio" / "tasks.json").read_text())
+    assert tasks[0]["data"]["image"].startswith("/data/local-files/?d=0001/crops/")
     answers_for(run / "rounds" / "0001", images, tmp_path / "answers")
     added = command("label", "add", run, tmp_path / "answers")
     assert (added.status, added.out) == (0, "4 answers taken.\n")
     again = command("label", "add", run, tmp_path / "answers")
     assert (again.status, again.out) == (0, "0 answers taken; 4 were known already.\n")
 
-    second = command("label", "next", run, "--n", 3, "--out", tmp_path / "second", "--image-url", "https://here/")
+    second = command("label", "next", run, "--n", 3, "--out", tmp_path / "second", "--image-url", "https://here")
     assert second.status == 0, second.err
     assert "chosen by entropy with a segmenter trained on 4 answers" in second.out
     tasks = json.loads((tmp_path / "second" / "label_studio" / "tasks.json").read_text())
@@ -119,12 +124,62 @@ def test_a_torn_line_is_said_and_nothing_is_lost(command: Callable, run: Path, i
     assert command("label", "add", run, first).status == 0
     with open(run / "ledger" / "lines.jsonl", "ab") as file:
         file.write(b'{"seal":"0123')
-    assert "torn (13 bytes that were never acknowledged)" in command("label", "status", run).out
+    assert "torn or damaged (13 bytes)" in command("label", "status", run).out
     outcome = command("label", "add", run, first, *others)
     assert outcome.status == 0
     assert "was torn (13 bytes of an answer that was never acknowledged)" in outcome.err
     assert outcome.out == "2 answers taken; 1 were known already.\n"
     assert "3 of 12 regions asked for, 3 answered" in command("label", "status", run).out
+
+
+def test_answers_are_corrected_where_that_is_asked_for(
+    command: Callable, run: Path, images: Path, tmp_path: Path
+) -> None:
+    assert command("label", "next", run, "--n", 2).status == 0
+    ids = answers_for(run / "rounds" / "0001", images, tmp_path / "answers")
+    assert command("label", "add", run, tmp_path / "answers").status == 0
+    corrected: np.ndarray = np.full((20, 16), 2, np.uint8)
+    Image.fromarray(corrected).save(tmp_path / "answers" / f"{ids[0]}.png")
+    refused = command("label", "add", run, tmp_path / "answers")
+    assert refused.status == 1
+    assert "unless --replace is given" in refused.err
+    for outcome in ("1 put in the place of earlier ones; 1 were known already", "2 were known already"):
+        assert command("label", "add", run, "--replace", tmp_path / "answers").out == f"0 answers taken; {outcome}.\n"
+    # The map of a whole image answers for what was asked for, and says what it left out.
+    left_out = 6 - sum(one.startswith("a_") for one in ids)
+    Image.fromarray(np.full((40, 48), 2, np.uint8)).save(tmp_path / "a.png")
+    whole = command("label", "add", run, "--replace", tmp_path / "a.png")
+    if left_out < 6:
+        assert whole.status == 0
+        assert f"labels in {left_out} regions that were not asked for were left out" in whole.out
+    else:
+        assert "no region of the image was asked for" in whole.err
+
+
+def test_a_run_knows_its_weights_from_everywhere(
+    command: Callable, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = build_segmenter(
+        SegmenterSettings(encoder="resnet18", weights="none", encoder_depth=3, decoder_channels=16), 3
+    )
+    save_segmenter(tmp_path / "w.safetensors", network)
+    monkeypatch.chdir(tmp_path)
+    words = ("label", "init", "run", "--images", images, "--classes", CLASSES, "--grid", "2x3", *TINY)
+    outcome = command(*words, "--set", "segmenter.weights=w.safetensors")
+    assert outcome.status == 0, outcome.err
+    settings = yaml.safe_load((tmp_path / "run" / "project.yaml").read_text())
+    assert settings["segmenter"]["weights"] == str(tmp_path / "w.safetensors")
+
+
+def test_an_interrupted_command_says_how_to_go_on(
+    command: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(label, "Project", interrupt)
+    outcome = command("label", "status", tmp_path)
+    assert (outcome.status, outcome.err) == (130, "Interrupted; give the same command again.\n")
 
 
 @pytest.mark.parametrize(
@@ -158,6 +213,10 @@ def test_other_bad_input_is_refused(refused: Callable[..., str], run: Path, imag
     assert "--n is 13, but only 12 of the 12 regions" in refused("label", "next", run, "--n", 13)
     assert "gone.png does not exist" in refused("label", "add", run, tmp_path / "gone.png")
     assert "has no answers yet" in refused("label", "export", run, "--out", tmp_path / "out")
+    (tmp_path / "file").write_text("no folder")
+    assert "is no folder that may be written" in refused(
+        "label", "next", run, "--n", 1, "--out", tmp_path / "file" / "x"
+    )
     assert "does not exist" in refused(
         "label", "init", tmp_path / "new", "--images", tmp_path / "x", "--classes", CLASSES
     )

@@ -171,6 +171,33 @@ def test_an_uploaded_picture_is_known_by_its_name(tmp_path: Path) -> None:
     assert read(tmp_path, task)[0].name == "0a1b2c3d-a"
 
 
+def test_results_that_paint_nothing_are_passed_over(tmp_path: Path) -> None:
+    task = annotated(label_studio.task("a_r00c01", "", CLASSES, prelabel(), version=""))
+    others = [
+        {"type": "relation", "from_id": "class-0", "to_id": "class-1", "direction": "right"},
+        {"type": "choices", "value": {"choices": ["hard"]}, "from_name": "difficulty", "to_name": "image"},
+    ]
+    brushes = task["annotations"][0]["result"]
+    both, neither = read(tmp_path, annotated(task, result=[*others, *brushes]), annotated(task, result=others))
+    np.testing.assert_array_equal(both.mask, prelabel())
+    assert isinstance(neither, Open)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"annotations": 3},
+        {"annotations": [{"result": [None]}]},
+        {"annotations": [{"result": [{"type": "brushlabels", "original_height": "x", "original_width": 3}]}]},
+        {"annotations": [{"result": [{"type": "brushlabels", "original_height": 1e400, "original_width": 3}]}]},
+    ],
+)
+def test_a_damaged_task_is_refused_in_plain_words(tmp_path: Path, changes: dict[str, Any]) -> None:
+    (refusal,) = read(tmp_path, {"id": 1, "data": {"image": "http://[x/a.png"}, **changes})
+    assert refusal.reason.startswith("the task is damaged: it is not of the form that Label Studio exports")
+    assert "Error" not in refusal.reason
+
+
 def test_what_is_no_brush_label_is_refused_and_the_other_tasks_are_read(tmp_path: Path) -> None:
     task = label_studio.task("a_r00c01", "", CLASSES, prelabel(), version="")
     good = annotated(task)
@@ -256,7 +283,18 @@ def test_a_cvat_mask_by_hand_lies_in_its_box_row_by_row(tmp_path: Path) -> None:
         ('<mask label="sky" rle="0, 1" left="0" top="0" width="1" height="1"/>', "'sky' is not known"),
         ('<mask label="disc" rle="0, 3" left="0" top="0" width="2" height="2"/>', "2×2 pixels has runs over 3 pixels"),
         ('<mask label="disc" rle="0, 4" left="4" top="0" width="2" height="2"/>', "reaches beyond its image of 5×3"),
-        ('<mask label="disc" rle="x" left="4" top="0" width="2" height="2"/>', "has a number that cannot be read"),
+        (
+            '<mask label="disc" rle="x" left="4" top="0" width="2" height="2"/>',
+            "cannot be read; whole numbers of pixels",
+        ),
+        (
+            f'<mask label="disc" rle="0, {10**30}" left="0" top="0" width="2" height="2"/>',
+            f"has runs over {10**30} pixels",
+        ),
+        (
+            f'<mask label="disc" rle="{2**63}, {2**63 + 4}" left="0" top="0" width="2" height="2"/>',
+            "has runs over 184467",
+        ),
     ],
 )
 def test_a_wrong_shape_is_refused(tmp_path: Path, shape: str, sentence: str) -> None:
@@ -266,7 +304,15 @@ def test_a_wrong_shape_is_refused(tmp_path: Path, shape: str, sentence: str) -> 
     assert refusal.name == "a_r00c00"
 
 
-@pytest.mark.parametrize("text", ["<annotations>", "<html></html>", "<annotations><track id='0'/></annotations>"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<?xml version="1.0" encoding="klingon"?><annotations/>',
+        "<annotations>",
+        "<html></html>",
+        "<annotations><track id='0'/></annotations>",
+    ],
+)
 def test_another_xml_is_refused_as_a_whole(tmp_path: Path, text: str) -> None:
     (refusal,) = read_xml(tmp_path, text)
     assert isinstance(refusal, Refusal)
@@ -349,10 +395,10 @@ def test_other_archives_are_refused(tmp_path: Path) -> None:
     assert "neither annotations.xml" in refusal.reason
 
 
-def test_the_labels_for_cvat_are_masks_in_the_palette() -> None:
+def test_the_labels_for_cvat_have_the_palette_and_any_tool() -> None:
     assert cvat.label_definitions(CLASSES, PALETTE)[1] == {
         "name": "disc",
         "color": "#800000",
-        "type": "mask",
+        "type": "any",
         "attributes": [],
     }

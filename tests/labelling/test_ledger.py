@@ -17,6 +17,7 @@ import pytest
 from raysseg.errors import InputError
 from raysseg.labelling import ledger as ledger_module
 from raysseg.labelling.ledger import LINES, MASKS, Ledger, read_answers, read_mask
+from raysseg.labelling.sealed_lines import read_sealed, seal_line
 
 KILLS = 1000
 
@@ -56,6 +57,68 @@ def test_an_answer_comes_once(tmp_path: Path) -> None:
         assert ledger.add("r1", mask_of(5), round_number=1, source="again.png") == "different"
         assert ledger.add("r2", mask_of(2), round_number=1, source="again.png") == "added"
     check(tmp_path / "ledger", 3)
+
+
+def test_a_correction_is_a_line_of_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "ledger"
+    fill(folder, 2)
+    before = (folder / LINES).read_bytes()
+    for outcome in ("replaced", "known"):
+        with Ledger(folder) as ledger:
+            assert ledger.add("r0", mask_of(7), round_number=1, source="b.png", replace=True) == outcome
+    lines = (folder / LINES).read_bytes()
+    assert lines.startswith(before)
+    assert lines.count(b"\n") == 3
+    answers, _ = read_answers(folder)
+    assert list(answers) == ["r0", "r1"]
+    np.testing.assert_array_equal(read_mask(folder, answers["r0"]), mask_of(7))
+    # Torn at any byte, the line leaves the answer that it was to replace.
+    for end in range(len(before) + 1, len(lines) - 1):
+        (folder / LINES).write_bytes(lines[:end])
+        answers, torn = read_answers(folder)
+        assert torn == end - len(before)
+        np.testing.assert_array_equal(read_mask(folder, answers["r0"]), mask_of(0))
+    with Ledger(folder) as ledger:
+        assert ledger.add("r0", mask_of(7), round_number=1, source="b.png", replace=True) == "replaced"
+    assert (folder / LINES).read_bytes().count(b"\n") == 3
+
+
+def test_a_second_line_that_replaces_nothing_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "ledger"
+    fill(folder, 1)
+    content = read_sealed(folder / LINES)
+    line, _ = seal_line({**content.entries[0], "mask": "0" * 40}, content.seal)
+    with open(folder / LINES, "ab") as file:
+        file.write(line)
+    with pytest.raises(InputError, match=r"Line 2 of .* is a second answer for the region 'r0'"):
+        read_answers(folder)
+
+
+def test_a_last_line_that_was_damaged_is_not_called_torn(tmp_path: Path) -> None:
+    folder = tmp_path / "ledger"
+    fill(folder, 2)
+    content = bytearray((folder / LINES).read_bytes())
+    content[-20] ^= 1
+    (folder / LINES).write_bytes(content)
+    with Ledger(folder) as ledger:
+        assert ledger.repaired is not None
+        assert "was damaged (" in ledger.repaired
+        assert "set aside" in ledger.repaired
+        assert "never acknowledged" not in ledger.repaired
+    check(folder, 1)
+
+
+@pytest.mark.parametrize("content", [None, b"no picture"])
+def test_the_same_answer_again_heals_its_label_map(tmp_path: Path, content: bytes | None) -> None:
+    folder = tmp_path / "ledger"
+    fill(folder, 2)
+    path = folder / MASKS / f"{read_answers(folder)[0]['r1'].mask}.png"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with Ledger(folder) as ledger:
+        assert ledger.add("r1", mask_of(1), round_number=1, source="again.png") == "known"
+    check(folder, 2)
 
 
 def test_a_ledger_that_was_never_written_has_no_answers(tmp_path: Path) -> None:

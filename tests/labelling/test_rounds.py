@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from raysseg.algorithms.ralis import RALISSettings
 from raysseg.algorithms.ralis.module import QueryNetwork
+from raysseg.cli.main import main
 from raysseg.configuration import load_settings
 from raysseg.data.readers.images import read_image, read_index_map
 from raysseg.data.sample import DatasetInfo, default_palette
@@ -192,13 +194,25 @@ def test_a_variant_without_query_network_is_refused(variant: Path, make_project:
 
 
 def test_too_few_images_for_the_state_are_said(
-    variant: Path, make_project: Callable[..., Project], image_folder: Path
+    variant: Path,
+    make_project: Callable[..., Project],
+    image_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for stem in "bcde":
         (image_folder / f"{stem}.png").unlink()
     project = make_project(policy="query", variant=str(variant), segmenter=None)
-    with pytest.raises(InputError, match="has 2 images, but the run has only 1"):
+    with pytest.raises(InputError, match=r"has 2 images, but the run has only 1; put more images .* another --policy"):
         make_round(project, 2)
+    (variant / "metrics.jsonl").touch()
+    words = ["label", "init", tmp_path / "new", "--images", image_folder, "--from", variant, "--policy", "query"]
+    monkeypatch.setattr(sys, "argv", ["raysseg", *map(str, words)])
+    with pytest.raises(SystemExit):
+        main()
+    assert "has 2 images, but the run has only 1" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_weights_of_a_whole_segmenter_know_the_classes_and_those_of_an_encoder_do_not(
@@ -274,6 +288,10 @@ def test_a_damaged_record_of_a_round_is_said(project: Project) -> None:
     path.write_text(path.read_text()[:-20])
     with pytest.raises(InputError, match=r"Line 2 of .*0001\.jsonl is damaged"):
         Rounds(project.path / "rounds")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(InputError, match=r"0001\.jsonl cannot be read"):
+        Rounds(project.path / "rounds")
 
 
 @pytest.mark.parametrize(
@@ -281,6 +299,7 @@ def test_a_damaged_record_of_a_round_is_said(project: Project) -> None:
     [
         ({"classes": ("a", "b", "a")}, "'a' is named twice"),
         ({"classes": ("a", " b")}, "begins or ends with a space"),
+        ({"classes": ("a",)}, "the names of 2 to 254 classes are expected"),
         ({"policy": "query"}, "needs a variant"),
         ({"variant": "v", "segmenter": {"weights": "none"}}, "segmenter has no effect with a variant"),
         ({"dropout": 0.3}, "dropout has no effect with the policy 'entropy'"),

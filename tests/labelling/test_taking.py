@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from raysseg.errors import InputError
-from raysseg.labelling.answers import Found, Given, Open
+from raysseg.labelling.answers import Found, Given, Open, Refusal
 from raysseg.labelling.inputs import list_files, read_answers_of
 from raysseg.labelling.ledger import Ledger, read_answers, read_mask
 from raysseg.labelling.masks import mask_digest
@@ -77,6 +77,27 @@ def test_every_refusal_says_why_and_the_others_are_taken(project: Project, ask: 
     np.testing.assert_array_equal(read_mask(project.ledger, answers["a_r00c01"]), full(1))
 
 
+def test_a_correction_takes_the_place_of_an_answer_where_it_is_wanted(
+    project: Project, ask: Callable[..., Rounds]
+) -> None:
+    rounds = ask(project, "a_r00c01", "b_r01c02")
+    take(project, rounds, given("a_r00c01", full(1)))
+    (refused,) = take(project, rounds, given("a_r00c01", full(2))).refused
+    assert refused.reason.endswith("the first answer stays, unless --replace is given")
+    corrections = [given("a_r00c01", full(2)), given("b_r01c02", full(0)), given("a_r00c01", full(0))]
+    for repeated in (False, True):
+        with Ledger(project.ledger) as ledger:
+            taker = AnswerTaker(project, rounds, ledger, replace=True)
+            taker.take(corrections)
+        taken = taker.taken
+        assert (taken.replaced, taken.added) == (([], []) if repeated else (["a_r00c01"], ["b_r01c02"]))
+        assert taken.known == (["a_r00c01", "b_r01c02"] if repeated else [])
+        # The second answer of one call is no correction of the first.
+        assert [one.name for one in taken.refused] == ["a_r00c01"]
+        answers, _ = read_answers(project.ledger)
+        np.testing.assert_array_equal(read_mask(project.ledger, answers["a_r00c01"]), full(2))
+
+
 def test_what_has_no_label_is_still_asked_for(project: Project, ask: Callable[..., Rounds]) -> None:
     rounds = ask(project, "a_r00c01", "b_r00c00")
     taken = take(project, rounds, given("b_r00c00", full(0)), *(Open(name=name, source="x") for name in rounds.asked))
@@ -102,11 +123,12 @@ def test_a_whole_image_answers_for_its_regions(project: Project, ask: Callable[.
     answers, _ = read_answers(project.ledger)
     np.testing.assert_array_equal(read_mask(project.ledger, answers["a_r01c02"]), label[20:, 32:])
     label[:20, :16] = 0
-    more = take(project, rounds, given("a", label), given("a", full(1, (48, 40))))
-    assert more.known == ["a_r00c01", "a_r01c02"]
-    assert [one.reason.split(" (")[0] for one in more.refused] == [
-        "labels in 1 regions of the image that were not asked for",
+    more = take(project, rounds, given("a", label))
+    assert (more.known, more.surplus, more.refused) == (["a_r00c01", "a_r01c02"], 1, [])
+    wrong = take(project, rounds, given("a", full(1, (48, 40))), given("b", label))
+    assert [one.reason.split(" (")[0] for one in wrong.refused] == [
         "40×48 pixels",
+        "no region of the image was asked for",
     ]
 
 
@@ -115,7 +137,7 @@ def test_index_pngs_are_read_by_their_names(project: Project, tmp_path: Path) ->
     folder.mkdir()
     Image.fromarray(full(2)).save(folder / "a_r00c01.png")
     Image.fromarray(full(7)).save(folder / "b_r00c01.png")
-    Image.fromarray(np.zeros((*REGION, 3), np.uint8)).save(folder / "c_r00c01.png")
+    Image.fromarray(np.full((*REGION, 3), 9, np.uint8)).save(folder / "c_r00c01.png")
     (folder / "d_r00c01.png").write_bytes(b"no picture")
     found = [next(read_answers_of(path, CLASSES)) for path in list_files([folder])]
     assert isinstance(found[0], Given)
@@ -123,6 +145,14 @@ def test_index_pngs_are_read_by_their_names(project: Project, tmp_path: Path) ->
     assert "holds the value 7" in reasons[0]
     assert "is a colour image (RGB)" in reasons[1]
     assert "cannot be read as an image" in reasons[2]
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.json", "[]"), ("a.xml", "<annotations/>")])
+def test_an_export_without_any_answer_is_said(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    (refusal,) = read_answers_of(tmp_path / name, CLASSES)
+    assert isinstance(refusal, Refusal)
+    assert "holds no answer" in refusal.reason
 
 
 def test_files_of_no_known_kind_are_refused_before_anything_is_taken(tmp_path: Path) -> None:
