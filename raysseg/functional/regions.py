@@ -106,7 +106,7 @@ def entropy_map(probabilities: Tensor) -> Tensor:
     return entropy.clamp_min_(0)
 
 
-def entropy_map_of_logits(logits: Tensor, *, chunk_elements: int = 1 << 20) -> Tensor:
+def entropy_map_of_logits(logits: Tensor, *, chunk_elements: int = 1 << 19) -> Tensor:
     """Computes the entropy of every pixel's distribution over the classes, without making the distribution.
 
     Args:
@@ -122,7 +122,7 @@ def entropy_map_of_logits(logits: Tensor, *, chunk_elements: int = 1 << 20) -> T
         raise InputError(f"logits is {list(logits.shape)}, expected [B, C, H, W]")
     batch, classes, height, width = logits.shape
     entropy = torch.empty(batch, height, width, device=logits.device)
-    # Some rows at a time stay in the processor's cache: all at once take two and a half times as long, in fresh memory.
+    # Some rows at a time stay in the processor's cache: all at once take twice as long or more, in fresh memory.
     rows = max(1, chunk_elements // max(1, batch * classes * width))
     for first in range(0, height, rows):
         shifted = logits.detach()[:, :, first : first + rows].float()
