@@ -31,7 +31,6 @@ from torch.nn import functional as F
 
 from raysseg.algorithms.ralis.config import LearningOptions, RALISOptions, RegionOptions, SetsOptions
 from raysseg.algorithms.ralis.module import QueryNetwork
-from raysseg.core.settings import ReplaySettings
 from raysseg.functional import (
     class_shares,
     divergence_histograms,
@@ -51,7 +50,7 @@ OPTIONS = RALISOptions(
     per_step=POOLS,
     pool_size=POOL_SIZE,
     budgets=(LABELLED - LABELLED % POOLS,),
-    learning=LearningOptions(budget=15 * POOLS, replay=ReplaySettings(capacity=15 * POOLS)),
+    learning=LearningOptions(budget=15 * POOLS),
 )
 MIB = 1 << 20
 RESAMPLING = "the logits of pixels"

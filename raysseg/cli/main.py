@@ -75,8 +75,7 @@ def main() -> None:
         print(" ".join(str(cause).split()), file=sys.stderr)
         sys.exit(2 if isinstance(cause, InputError) else 1)
     if status == INTERRUPTED:
-        label = sys.argv[1:2] == ["label"]
-        print(f"Interrupted; {'give the same command again' if label else 'continue with --resume'}.", file=sys.stderr)
+        print("Interrupted; give the same command again, of train and tune with --resume.", file=sys.stderr)
     sys.exit(status or 0)
 
 

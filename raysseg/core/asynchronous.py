@@ -57,6 +57,9 @@ SLOWEST_PACE = 4.0
 class LearningPlan(Protocol):
     """What a method tells the loop: what actors play and what the learner learns."""
 
+    goes_on_from_replay: bool
+    """Whether updates may go on while no rollout comes, or each waits for those that pay for it."""
+
     def rollout_order(self, number: int, policy_version: int) -> Mapping[str, Any]:
         """Returns the arguments of the actor's `sample` for the n-th rollout of a phase."""
 
@@ -65,9 +68,6 @@ class LearningPlan(Protocol):
 
     def drop_older(self, policy_version: int) -> None:
         """Drops and counts transitions in replay of policies before this version."""
-
-    goes_on_from_replay: bool
-    """Whether updates may go on while no rollout comes, or each waits for those that pay for it."""
 
     def ready(self) -> bool:
         """Says whether there is anything to learn from."""

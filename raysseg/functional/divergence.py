@@ -38,9 +38,7 @@ def kl_matrix(p: Tensor, q: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def divergence_histograms(
-    p: Tensor, q: Tensor, *, bins: int, limit: float, exclude_self: bool = False, chunk_elements: int = 1 << 20
-) -> Tensor:
+def divergence_histograms(p: Tensor, q: Tensor, *, bins: int, limit: float, chunk_elements: int = 1 << 20) -> Tensor:
     """Computes, for every p, the histogram of its divergences KL(p‖q) from all q.
 
     Args:
@@ -48,7 +46,6 @@ def divergence_histograms(
         q: float [L, C], each row's sum 1, all above 0.
         bins: S, 2…32767 equal bins of 0…limit; bin s holds [s, s + 1) · limit / S.
         limit: upper edge of the last bin in nats; larger divergences are counted in the last bin.
-        exclude_self: q is p, and the pair of each with itself is not counted.
         chunk_elements: divergences that are held at a time, 6 bytes each.
     Returns:
         float32 [M, S] in [0, 1], the share of the q's in each bin, 1 in sum; all zeros where there is no q. Counts are
@@ -64,8 +61,6 @@ def divergence_histograms(
         raise InputError(f"limit is {limit}, expected a number of nats above 0")
     if chunk_elements < 1:
         raise InputError(f"chunk_elements is {chunk_elements}, expected at least 1")
-    if exclude_self and p.shape != q.shape:
-        raise InputError(f"p is {list(p.shape)} and q {list(q.shape)}, expected one shape with exclude_self")
     negative_entropies, minus_logs = _factors(p, q, bins / limit)
     # The numbers row · bins + bin of a chunk fit 16 bits, which halves what counting reads.
     rows = min(_ROWS, _LARGEST // bins, chunk_elements)
@@ -82,9 +77,7 @@ def divergence_histograms(
                 scaled = torch.addmm(added, minus_logs[left : left + columns], part.T)
                 index = scaled.clamp_(0, bins - 1).to(torch.int16).add_(first)
                 into += torch.bincount(index.view(-1), minlength=into.numel())
-                if exclude_self:
-                    into -= torch.bincount(index.diagonal(left - top), minlength=into.numel())
-    return counts / max(1, q.shape[0] - exclude_self)
+    return counts / max(1, q.shape[0])
 
 
 def _factors(p: Tensor, q: Tensor, scale: float) -> tuple[Tensor, Tensor]:

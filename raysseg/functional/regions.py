@@ -111,7 +111,7 @@ def entropy_map_of_logits(logits: Tensor, *, chunk_elements: int = 1 << 19) -> T
 
     Args:
         logits: float [B, C, H, W], before the softmax.
-        chunk_elements: logits that are worked on at once, some rows of all classes; at least one row.
+        chunk_elements: logits that a CPU works on at once, some rows of all classes; at least one row.
     Returns:
         float32 [B, H, W] in nats, 0…ln C, carrying no gradient; NaN where a logit is not finite.
     Raises:
@@ -122,8 +122,8 @@ def entropy_map_of_logits(logits: Tensor, *, chunk_elements: int = 1 << 19) -> T
         raise InputError(f"logits is {list(logits.shape)}, expected [B, C, H, W]")
     batch, classes, height, width = logits.shape
     entropy = torch.empty(batch, height, width, device=logits.device)
-    # Some rows at a time stay in the processor's cache: all at once take twice as long or more, in fresh memory.
-    rows = max(1, chunk_elements // max(1, batch * classes * width))
+    # On a CPU some rows at a time stay in the cache: all at once take twice as long or more, in fresh memory.
+    rows = max(1, chunk_elements // max(1, batch * classes * width)) if logits.device.type == "cpu" else max(1, height)
     for first in range(0, height, rows):
         shifted = logits.detach()[:, :, first : first + rows].float()
         shifted = shifted - shifted.amax(1, keepdim=True)

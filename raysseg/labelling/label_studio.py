@@ -21,7 +21,7 @@ from raysseg.labelling.brush_rle import decode_brush, encode_brush
 
 BRUSH = "brushlabels"
 _CONTROL, _IMAGE = "classes", "image"
-_NO_SHAPES = (*("relation", "choices", "taxonomy", "textarea", "rating", "number", "datetime", "pairwise", "ranker"),)
+_NO_SHAPES = ("relation", "choices", "taxonomy", "textarea", "rating", "number", "datetime", "pairwise", "ranker")
 """Types of results that say something about a picture or a shape, and paint nothing."""
 _UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-")
 

@@ -49,10 +49,13 @@ class TestRALIS(MethodTester):
         ({"ralis__learning__gamma": 1.1}, r"ralis\.learning\.gamma"),
         ({"ralis__learning__batch_size": 1}, r"ralis\.learning\.batch_size"),
         ({"ralis__learning__replay__shards": 2}, "replay.shards has no effect"),
-        ({"ralis__learning__replay__capacity": 8}, "capacity is 8, but one played episode has 9 transitions"),
+        (
+            {"ralis__learning__replay__capacity": 8},
+            "capacity is 8, but 1 × learning.budget = 9 transitions arrive between two updates",
+        ),
         (
             {"engine__num_env_runners": 8},
-            "capacity is 64, but the 8 episodes between two updates have 72 transitions",
+            "capacity is 64, but 8 × learning.budget = 72 transitions arrive between two updates",
         ),
         ({"ralis__episode__pass_size": 2}, "pass_size is 2 but scope is 'all', where it has no effect"),
         ({"ralis__sets__start": 10}, "start is 10 but play is 10"),

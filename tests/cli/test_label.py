@@ -179,7 +179,10 @@ def test_an_interrupted_command_says_how_to_go_on(
 
     monkeypatch.setattr(label, "Project", interrupt)
     outcome = command("label", "status", tmp_path)
-    assert (outcome.status, outcome.err) == (130, "Interrupted; give the same command again.\n")
+    assert (outcome.status, outcome.err) == (
+        130,
+        "Interrupted; give the same command again, of train and tune with --resume.\n",
+    )
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,7 @@ def test_the_second_signal_stops_at_once(make_command: Callable[..., Command]) -
     process.send_signal(signal.SIGTERM)
     assert process.wait(LONGEST) == 130
     said = command.said()
-    assert said.splitlines()[-1] == "Interrupted; continue with --resume."
+    assert said.splitlines()[-1] == "Interrupted; give the same command again, of train and tune with --resume."
     assert "Traceback" not in said
 
 

@@ -121,28 +121,9 @@ def test_equal_ones_are_in_the_first_bin_and_far_ones_in_the_last() -> None:
     assert divergence_histograms(alone, alone, bins=4, limit=16.0).tolist() == [[1.0, 0, 0, 0]] * 3
 
 
-@settings(deadline=None, max_examples=30)
-@given(seed=seeds, m=st.integers(1, 12), bins=st.sampled_from([2, 32, 20_000]), chunk_elements=st.integers(1, 30))
-def test_what_is_excluded_is_each_one_itself(seed: int, m: int, bins: int, chunk_elements: int) -> None:
-    p = torch.tensor(distributions(np.random.default_rng(seed), m, 5, 1e-7))
-    q = p.roll(1, 0)
-    # Against q, whose rows stand elsewhere, the pair left out is any; it must be that of the same number.
-    for other in (p, q):
-        whole = divergence_histograms(p, other, bins=bins, limit=16.0, chunk_elements=chunk_elements)
-        rest = divergence_histograms(p, other, bins=bins, limit=16.0, exclude_self=True, chunk_elements=chunk_elements)
-        left_out = (whole * m - rest * (m - 1)).round()
-        pairs = torch.stack([kl_matrix(p[i : i + 1], other[i : i + 1])[0, 0] for i in range(m)])
-        assert (left_out.sum(1) == 1).all()
-        assert ((left_out == 0) | (left_out == 1)).all()
-        lower = left_out.argmax(1) * 16.0 / bins
-        assert (pairs >= lower - ROUNDING).all()
-        assert ((pairs <= lower + 16.0 / bins + ROUNDING) | (left_out.argmax(1) == bins - 1)).all()
-
-
 def test_nothing_to_compare_with_gives_zeros() -> None:
     p = torch.full((3, 4), 0.25)
     assert divergence_histograms(p, p[:0], bins=8, limit=16.0).tolist() == [[0.0] * 8] * 3
-    assert divergence_histograms(p[:1], p[:1], bins=8, limit=16.0, exclude_self=True).tolist() == [[0.0] * 8]
     assert divergence_histograms(p[:0], p, bins=8, limit=16.0).shape == (0, 8)
     assert kl_matrix(p, p[:0]).shape == (3, 0)
 
@@ -176,5 +157,3 @@ def test_bad_input_is_refused() -> None:
             divergence_histograms(p, p, bins=4, limit=limit)
     with pytest.raises(InputError, match="chunk_elements is 0"):
         divergence_histograms(p, p, bins=4, limit=1.0, chunk_elements=0)
-    with pytest.raises(InputError, match="expected one shape with exclude_self"):
-        divergence_histograms(p, p[:1], bins=4, limit=1.0, exclude_self=True)

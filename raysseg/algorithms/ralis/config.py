@@ -230,11 +230,6 @@ class RALISOptions(Settings):
             raise ValueError(
                 f"episode.rehearsal is {self.episode.rehearsal}, but sets.start has {self.sets.start} images"
             )
-        if self.learning.replay.capacity < self.learning.budget:
-            raise ValueError(
-                f"learning.replay.capacity is {self.learning.replay.capacity}, but one played episode has {self.learning.budget} "
-                "transitions (learning.budget), of which the first would be lost before any is learned from"
-            )
         if self.learning.replay.shards:
             raise ValueError("learning.replay.shards has no effect: states are shared by transitions in one process")
         if self.episode.scope == "decoder" and self.episode.augmentation != UNVARIED:
@@ -292,8 +287,8 @@ class RALISSettings(MethodSettings):
         needed = math.ceil(price) * learning.budget
         if learning.replay.capacity < needed:
             raise ValueError(
-                f"ralis.learning.replay.capacity is {learning.replay.capacity}, but the {math.ceil(price)} episodes between two "
-                f"updates have {needed} transitions, of which the first would be lost before any is learned from"
+                f"ralis.learning.replay.capacity is {learning.replay.capacity}, but {math.ceil(price)} × learning.budget = "
+                f"{needed} transitions arrive between two updates, of which the first would be lost before any is learned from"
             )
         return self
 
