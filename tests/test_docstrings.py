@@ -16,7 +16,7 @@ from torch import Tensor
 import raysseg.functional
 
 SHAPE = re.compile(r"\[(?:\.\.\.|[A-Za-z0-9+]+)(?:, (?:\.\.\.|[A-Za-z0-9+]+))*\]")
-SOURCE = re.compile(r"^\s*Source: .*(?:Eq\. \d|Table \d|\breconstruction\b|EIL, |RALIS, )", re.MULTILINE)
+SOURCE = re.compile(r"^\s*Source: .*(?:Eq\. \d|Table \d|\breconstruction\b|EIL, |RALIS, |CiSS-Net, )", re.MULTILINE)
 
 
 def complaints(function: Callable[..., Any]) -> list[str]:

@@ -1,8 +1,10 @@
 """The methods' equations as pure tensor functions: batched, on any device, torch alone."""
 
 from raysseg.functional.acquisition import BaldSums, add_bald_pass, bald_map, follow_direction, greedy_cover, margin_map
+from raysseg.functional.box_mean import box_mean
 from raysseg.functional.class_balance import class_weights, label_mass
 from raysseg.functional.constants import MAX_CLASSES, PADDING, UNLABELLED
+from raysseg.functional.context_reward import context_rewards, improvement
 from raysseg.functional.counting import count_indices
 from raysseg.functional.ddpg import assessor_loss, bootstrap_target, explore, searcher_loss, soft_update
 from raysseg.functional.divergence import divergence_histograms, kl_matrix
@@ -17,6 +19,7 @@ from raysseg.functional.label_inference import (
     predicted_classes,
     within_window,
 )
+from raysseg.functional.pixel_policy import action_entropy, action_log_probabilities, actor_critic_losses
 from raysseg.functional.random import mix, normal, uniform
 from raysseg.functional.regions import (
     class_shares,
@@ -27,6 +30,7 @@ from raysseg.functional.regions import (
     pooled_entropies,
     region_means,
 )
+from raysseg.functional.returns import generalised_advantages, v_trace
 from raysseg.functional.reward import (
     ContrastiveReward,
     cell_counts,
@@ -53,10 +57,14 @@ __all__ = [
     "UNLABELLED",
     "BaldSums",
     "ContrastiveReward",
+    "action_entropy",
+    "action_log_probabilities",
+    "actor_critic_losses",
     "add_bald_pass",
     "assessor_loss",
     "bald_map",
     "bootstrap_target",
+    "box_mean",
     "candidates",
     "cell_counts",
     "cell_index",
@@ -65,6 +73,7 @@ __all__ = [
     "class_shares",
     "class_weights",
     "confidence_histogram",
+    "context_rewards",
     "contrastive_reward",
     "correlation",
     "count_indices",
@@ -79,7 +88,9 @@ __all__ = [
     "expand_thresholds",
     "explore",
     "follow_direction",
+    "generalised_advantages",
     "greedy_cover",
+    "improvement",
     "infer_labels",
     "infer_labels_from_mask",
     "infer_labels_oracle",
@@ -104,5 +115,6 @@ __all__ = [
     "select_labels",
     "soft_update",
     "uniform",
+    "v_trace",
     "within_window",
 ]
