@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from raysseg.algorithms.cissnet.config import CiSSNetConfig, CiSSNetSettings
 from raysseg.algorithms.eil.config import EILConfig, EILSettings
 from raysseg.algorithms.ralis.config import RALISConfig, RALISSettings
 from raysseg.core.config import SegmentationConfig
@@ -26,6 +27,9 @@ class Method:
 
 METHODS = {
     "eil": Method(settings=EILSettings, config=EILConfig, section="eil", pretraining={"policy": "none", "stages": 0}),
+    "cissnet": Method(
+        settings=CiSSNetSettings, config=CiSSNetConfig, section="cissnet", pretraining={"policy": "none"}
+    ),
     "ralis": Method(
         settings=RALISSettings,
         config=RALISConfig,

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from torch import nn
 
+from raysseg.core.crops import read_crops
 from raysseg.core.modules import SEGMENTER, SegmenterModule
 from raysseg.core.parallel import Learners, RowsOfBatch
 from raysseg.core.prefetch import Prefetcher, to_device
@@ -24,7 +25,6 @@ from raysseg.core.seeding import generator
 from raysseg.core.weights import PackedWeights, pack_weights
 from raysseg.core.work import LearnerWork, Minibatch, Share
 from raysseg.core.workspace import Workspace
-from raysseg.data.augmentation import draw_geometry, draw_labelled_pixels, normalise, warp_images, warp_labels
 from raysseg.errors import NonFiniteError
 from raysseg.functional.class_balance import class_weights, label_mass
 from raysseg.functional.constants import PADDING, UNLABELLED
@@ -306,17 +306,12 @@ class SegmentationLearner(TorchLearner):
         Args:
             preparation: records with the columns `row` and `seed`, and the label version.
         """
-        data, augmentation = self.workspace.train, self.settings.training.augmentation
         rows = torch.tensor(np.asarray(preparation.records.column("row")), dtype=torch.int64)
-        images, sizes = data.images(rows)
-        assert preparation.version is not None
-        labels = data.labels(rows, preparation.version)
         seeds = to_device(np.asarray(preparation.records.column("seed")), self._device)
-        shown = draw_labelled_pixels(labels, seeds) if self.settings.training.crop_place == "labelled" else None
-        geometry = draw_geometry(sizes, seeds, augmentation, output_size=augmentation.crop or data.canvas, shown=shown)
-        labels = warp_labels(labels, sizes, geometry)
+        assert preparation.version is not None
+        images, labels = read_crops(self.workspace.train, rows, seeds, self.settings.training, preparation.version)
         return SegmenterBatch(
-            images=normalise(warp_images(images, sizes, geometry)),
+            images=images,
             target=torch.where(labels == PADDING, UNLABELLED, labels).long(),
         )
 

@@ -30,7 +30,7 @@ from raysseg.functional.regions import (
     pooled_entropies,
     region_means,
 )
-from raysseg.functional.returns import generalised_advantages, v_trace
+from raysseg.functional.returns import generalised_advantages, n_step_advantages, v_trace
 from raysseg.functional.reward import (
     ContrastiveReward,
     cell_counts,
@@ -101,6 +101,7 @@ __all__ = [
     "margin_map",
     "mix",
     "moving_average",
+    "n_step_advantages",
     "normal",
     "operator_planes",
     "pixel_reliability",

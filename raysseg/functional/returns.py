@@ -34,8 +34,40 @@ def generalised_advantages(rewards: Tensor, values: Tensor, *, gamma: float, tra
     return advantages
 
 
+def n_step_advantages(rewards: Tensor, values: Tensor, *, gamma: float, steps: int) -> Tensor:
+    """Computes advantages from the next k rewards and the value that follows them.
+
+    Args:
+        rewards: float [T, ...], r_t.
+        values: float [T+1, ...], V(s_t); the last one values what follows the episode.
+        gamma: γ in [0, 1].
+        steps: k, from 1 on; near the end, what is left.
+    Returns:
+        float [T, ...], Σ_{l<k} γ^l r_{t+l} + γ^k V(s_{t+k}) − V(s_t); without gradient.
+    Raises:
+        InputError: where the shapes do not fit or k is below 1.
+    Source: CiSS-Net, Eq. 5.
+    """
+    _check(rewards, values)
+    if steps < 1:
+        raise InputError(f"steps is {steps}, expected at least 1")
+    deltas = (rewards + gamma * values[1:] - values[:-1]).detach()
+    # The sum telescopes: k rewards and the value after them are k differences of one step each.
+    padded = torch.cat([deltas, deltas.new_zeros(steps - 1, *deltas.shape[1:])])
+    factors = gamma ** torch.arange(steps, dtype=deltas.dtype, device=deltas.device)
+    windows = padded.unfold(0, steps, 1)
+    return (windows * factors).sum(-1)
+
+
 def v_trace(
-    rewards: Tensor, values: Tensor, log_ratios: Tensor, *, gamma: float, clip_ratio: float, clip_trace: float
+    rewards: Tensor,
+    values: Tensor,
+    log_ratios: Tensor,
+    *,
+    gamma: float,
+    clip_ratio: float,
+    clip_trace: float,
+    trace: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Corrects returns for actions that another policy took.
 
@@ -46,6 +78,7 @@ def v_trace(
         gamma: γ in [0, 1].
         clip_ratio: ρ̄, above 0.
         clip_trace: c̄, above 0.
+        trace: λ in [0, 1], a factor on every c.
     Returns:
         Targets of the values v_t and advantages ρ_t (r_t + γ v_{t+1} − V(s_t)), float [T, ...] each, without gradient; with
         ratios of 1 these are those of `generalised_advantages` with trace 1.
@@ -57,7 +90,7 @@ def v_trace(
     if log_ratios.shape != rewards.shape:
         raise InputError(f"log_ratios is {list(log_ratios.shape)}, expected {list(rewards.shape)}")
     rewards, values, ratios = rewards.detach(), values.detach(), log_ratios.detach().exp()
-    weights, traces = ratios.clamp(max=clip_ratio), ratios.clamp(max=clip_trace)
+    weights, traces = ratios.clamp(max=clip_ratio), trace * ratios.clamp(max=clip_trace)
     deltas = weights * (rewards + gamma * values[1:] - values[:-1])
     targets, running = torch.empty_like(values), torch.zeros_like(values[0])
     targets[-1] = values[-1]

@@ -73,11 +73,12 @@ class ExplorationPlan:
         self._algorithm.replay.add(rollout)
         self.fresh.append(rollout)
 
-    def drop_older(self, policy_version: int) -> None:
+    def drop_older(self, policy_version: int) -> int:
         """Drops and counts transitions of policies before this version, and of earlier segmenters."""
         self._algorithm.replay.drop_older(
             segmenter_version=self._algorithm.segmenter_version, policy_version=policy_version
         )
+        return 0
 
     def ready(self) -> bool:
         """Says whether replay holds anything."""

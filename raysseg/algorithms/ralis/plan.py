@@ -57,9 +57,10 @@ class PlayPlan:
         self._algorithm.replay.add(rollout)
         self.fresh.append(rollout)
 
-    def drop_older(self, policy_version: int) -> None:
+    def drop_older(self, policy_version: int) -> int:
         """Drops and counts transitions of policies before this version."""
         self._algorithm.replay.drop_older(segmenter_version=START_VERSION, policy_version=policy_version)
+        return 0
 
     def ready(self) -> bool:
         """Says whether replay holds anything."""

@@ -1,0 +1,54 @@
+"""Domain features X: what the frozen segmenter makes of an image before its classifier (Sec. 3.1)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from raysseg.segmenters import Segmenter, evaluation_mode
+
+Kind = Literal["encoder", "pyramid"]
+
+
+def domain_features(segmenter: Segmenter, images: Tensor, kind: Kind) -> Tensor:
+    """Returns X of a batch of images.
+
+    Args:
+        segmenter: trained; its normalisation uses running statistics, whatever its mode.
+        images: float `[B, 3, H, W]`, ImageNet-normalised.
+        kind: 'encoder': the last encoder map; 'pyramid': that map with PSPNet's pyramid pooling of it.
+
+    Returns:
+        float `[B, C, h, w]` without gradient, h = ⌈H/s⌉ and w = ⌈W/s⌉ with s the stride of the last encoder map.
+
+    Source: CiSS-Net, Sec. 3.1 and 4.1; with the pyramid: the authors' code.
+    """
+    with torch.no_grad(), evaluation_mode(segmenter):
+        encoded = segmenter.encode(images)
+        maps = encoded[-1]
+        rows, columns = (math.ceil(side / _stride(encoded)) for side in images.shape[-2:])
+        if kind == "pyramid":
+            maps = segmenter.decoder.network.psp(maps)
+        return maps[..., :rows, :columns]
+
+
+def feature_shape(segmenter: Segmenter, kind: Kind) -> tuple[int, int]:
+    """Returns the channels of X and the pixels per position, found by one pass over an empty image.
+
+    Args:
+        segmenter: of any weights, on the CPU.
+        kind: as for `domain_features`.
+
+    Source: design.
+    """
+    with torch.no_grad(), evaluation_mode(segmenter):
+        encoded = segmenter.encode(torch.zeros(1, 3, 64, 64))
+    return domain_features(segmenter, torch.zeros(1, 3, 64, 64), kind).shape[1], _stride(encoded)
+
+
+def _stride(encoded: list[Tensor]) -> int:
+    """The first encoded map of every encoder of segmentation_models_pytorch is the padded image."""
+    return encoded[0].shape[-1] // encoded[-1].shape[-1]

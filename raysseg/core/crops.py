@@ -1,0 +1,39 @@
+"""The crops that are trained on: images and label maps of a split under one geometry per sample."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from raysseg.core.settings import TrainingSettings
+from raysseg.data.augmentation import draw_geometry, draw_labelled_pixels, normalise, warp_images, warp_labels
+from raysseg.data.batches import DeviceDataset
+
+
+def read_crops(
+    data: DeviceDataset, rows: Tensor, seeds: Tensor, training: TrainingSettings, version: int
+) -> tuple[Tensor, Tensor]:
+    """Reads and augments samples; a crop is a function of its sample and seed alone.
+
+    Args:
+        data: the split.
+        rows: int64 `[B]`.
+        seeds: int64 `[B]`, of the augmentation.
+        training: augmentation, and where crops lie.
+        version: label version.
+
+    Returns:
+        images float32 `[B, 3, h, w]`, ImageNet-normalised, and labels uint8 `[B, h, w]`, 255 unlabelled and 254 beside an image,
+        both on the split's device.
+
+    Raises:
+        InputError: an unknown row or version.
+
+    Source: EIL, implementation details (the ranges); reconstruction.
+    """
+    images, sizes = data.images(rows)
+    labels = data.labels(rows, version)
+    shown = draw_labelled_pixels(labels, seeds) if training.crop_place == "labelled" else None
+    augmentation = training.augmentation
+    geometry = draw_geometry(sizes, seeds, augmentation, output_size=augmentation.crop or data.canvas, shown=shown)
+    return normalise(warp_images(images, sizes, geometry)), warp_labels(labels, sizes, geometry)
