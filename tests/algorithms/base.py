@@ -58,6 +58,11 @@ class MethodTester(abc.ABC):
         """Makes small settings of the method, one update per iteration."""
 
     @classmethod
+    def exported(cls, algorithm: Any) -> torch.nn.Module:
+        """Returns what predicts after a run, in evaluation mode on the CPU."""
+        return algorithm.export_module().online.eval()
+
+    @classmethod
     def build(cls, folder: Path, store_uri: str, **changes: Any) -> SegmentationAlgorithm:
         """Builds the method's algorithm."""
         algorithm = cls.config().apply(cls.settings(**changes), run_dir=str(folder), store_uri=store_uri).build_algo()
@@ -112,7 +117,7 @@ class MethodTester(abc.ABC):
 
     def test_the_exported_segmenter_predicts_what_was_scored(self, reference: dict[str, Any]) -> None:
         algorithm = reference["algorithm"]
-        network = algorithm.export_module().online.eval()
+        network = self.exported(algorithm)
         right, total = 0, 0
         for key in algorithm.store.keys(algorithm.settings.data.val_split):
             image, label = np.array(algorithm.store.image(key)), np.array(algorithm.store.label(key))

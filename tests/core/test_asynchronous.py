@@ -168,8 +168,9 @@ class Plan:
         self.kept.append(rollout)
         self.lags.append(self.version - rollout.column("policy_version")[0].as_py())
 
-    def drop_older(self, policy_version: int) -> None:
+    def drop_older(self, policy_version: int) -> int:
         self.oldest = policy_version
+        return 0
 
     def ready(self) -> bool:
         return bool(self.kept)
