@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import nn
 
 from raysseg.algorithms.registry import Method, get_method
 from raysseg.configuration import load_settings
@@ -286,6 +287,15 @@ class FinishedVariant:
     info: DatasetInfo
     segmenter: Segmenter
     recorded_store: str
+
+    def predictor(self) -> nn.Module:
+        """Returns what predicts, on the CPU: the segmenter, or what the method makes of it.
+
+        Raises:
+            InputError: a file of the method is missing or damaged, or the variant cannot predict.
+        """
+        make = get_method(self.settings.method).predictor
+        return self.segmenter if make is None else make(self.settings, self.folder, self.segmenter)
 
     def store(self) -> Store:
         """Opens the data that the variant was trained on; raises `InputError` where it has gone."""

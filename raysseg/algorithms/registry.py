@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from raysseg.algorithms.cissnet.config import CiSSNetConfig, CiSSNetSettings
+from raysseg.algorithms.cissnet.results import load_predictor
 from raysseg.algorithms.eil.config import EILConfig, EILSettings
 from raysseg.algorithms.ralis.config import RALISConfig, RALISSettings
 from raysseg.core.config import SegmentationConfig
 from raysseg.core.settings import MethodSettings
 from raysseg.errors import InputError, nearest_name
+from raysseg.segmenters import Segmenter
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,12 +30,18 @@ class Method:
     section: str
     pretraining: dict[str, object]
     shared: tuple[str, ...] = ()
+    predictor: Callable[[Any, Path, Segmenter], nn.Module] | None = None
+    """Makes of a finished variant's settings, folder and segmenter what predicts; None: the segmenter does."""
 
 
 METHODS = {
     "eil": Method(settings=EILSettings, config=EILConfig, section="eil", pretraining={"policy": "none", "stages": 0}),
     "cissnet": Method(
-        settings=CiSSNetSettings, config=CiSSNetConfig, section="cissnet", pretraining={"policy": "none"}
+        settings=CiSSNetSettings,
+        config=CiSSNetConfig,
+        section="cissnet",
+        pretraining={"policy": "none"},
+        predictor=load_predictor,
     ),
     "ralis": Method(
         settings=RALISSettings,

@@ -32,7 +32,7 @@ class TrainedVariant:
         self._variant = load_variant(self.folder)
         self.settings = settings = self._variant.settings
         self._device = choose_device(torch.cuda.device_count())
-        self._segmenter = self._variant.segmenter.to(self._device)
+        self._segmenter = self._variant.predictor().to(self._device)
         given = {"scales": None if scales is None else tuple(scales), "flip": flip}
         self.protocol: EvaluationSettings = settings.evaluation.model_copy(
             update={name: value for name, value in given.items() if value is not None}

@@ -49,6 +49,7 @@ def predict_probabilities(
 
     Source: multi-scale and flip are the paper's test protocol; the rest is a reconstruction.
     """
+
     def forward(shown: Tensor, labels: Tensor | None) -> list[Tensor]:
         return [segmenter(shown).logits]
 

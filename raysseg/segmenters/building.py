@@ -46,7 +46,9 @@ class _TokenDecoder(nn.Module):
 def _architecture_options(settings: SegmenterSettings) -> dict[str, Any]:
     options: dict[str, Any] = {"encoder_depth": settings.encoder_depth}
     if settings.effective_output_stride is not None:
-        options["encoder_output_stride"] = settings.effective_output_stride
+        # Of PSPNet alone the library hands this on to the encoder under the encoder's own name for it.
+        name = "output_stride" if settings.architecture == "PSPNet" else "encoder_output_stride"
+        options[name] = settings.effective_output_stride
     if settings.architecture in PYRAMID_ARCHITECTURES:
         width = settings.decoder_channels or 256
         options["decoder_channels"] = tuple(max(width >> level, 8) for level in range(settings.encoder_depth))

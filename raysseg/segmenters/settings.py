@@ -27,7 +27,7 @@ WIDTH_OPTIONS = {
 PYRAMID_ARCHITECTURES = frozenset({"MAnet", "Unet", "UnetPlusPlus"})
 """Architectures whose decoder halves its width at every level: `decoder_channels` is the width of the first."""
 
-DILATED_ARCHITECTURES = frozenset({"DeepLabV3", "DeepLabV3Plus", "PAN"})
+DILATED_ARCHITECTURES = frozenset({"DeepLabV3", "DeepLabV3Plus", "PAN", "PSPNet"})
 """Architectures that keep the last encoder maps at `output_stride` by dilation."""
 
 
@@ -61,8 +61,8 @@ class SegmenterSettings(Settings):
     encoder_depth: int = Field(5, ge=3, le=5, description="Stages of the encoder, each halves the resolution. 5 [P]")
     output_stride: Literal[8, 16, 32] | None = Field(
         None,
-        description="Stride of the last encoder map in pixels, for DeepLabV3, DeepLabV3Plus (8, 16) and PAN (16, 32); "
-        "null is 16 for these [R]. The others have no such option",
+        description="Stride of the last encoder map in pixels, for DeepLabV3, DeepLabV3Plus, PSPNet (8, 16) and PAN (16, "
+        "32); null is 16 for these [R], and for PSPNet what encoder_depth gives. The others have no such option",
     )
     decoder_channels: int | None = Field(
         None,
@@ -139,7 +139,7 @@ class SegmenterSettings(Settings):
         """Stride in pixels that the architecture is asked for; None where it takes no such option."""
         if self.architecture not in DILATED_ARCHITECTURES:
             return None
-        return self.output_stride or 16
+        return self.output_stride or (None if self.architecture == "PSPNet" else 16)
 
 
 def _strides(architecture: str) -> tuple[int, ...]:

@@ -81,7 +81,9 @@ def learn(tmp_path: Path, context_store: str, ray_session: None) -> Iterator[Tra
 
     def train(**changes: Any) -> tuple[CiSSNet, list[dict[str, Any]]]:
         folder = tmp_path / f"run-{len(runs)}"
-        algorithm = CiSSNetConfig().apply(settings_of(**changes), run_dir=str(folder), store_uri=context_store).build_algo()
+        algorithm = (
+            CiSSNetConfig().apply(settings_of(**changes), run_dir=str(folder), store_uri=context_store).build_algo()
+        )
         runs.append(algorithm)
         records = []
         while not algorithm.done:
@@ -96,7 +98,7 @@ def learn(tmp_path: Path, context_store: str, ray_session: None) -> Iterator[Tra
 
 @pytest.mark.parametrize("policy", ["none", "baseline", "p-map", "greedy", "oracle", "context"])
 def test_each_policy_has_its_phases_and_scores(learn: Train, policy: str) -> None:
-    algorithm, records = learn(cissnet__policy=policy, cissnet__learning__updates=1)
+    _algorithm, records = learn(cissnet__policy=policy, cissnet__learning__updates=1)
     phases = list(dict.fromkeys((record["phase"], record["stage"]) for record in records))
     expected = [("pretrain", 0), ("evaluate", 0)] + ([] if policy == "none" else [("learn", 1), ("evaluate", 1)])
     assert phases == expected
@@ -198,7 +200,9 @@ def test_maps_survive_the_wire() -> None:
     found = read_maps(records, 3)
     for name in ("predictions", "actions", "probabilities"):
         assert np.array_equal(getattr(found, name), getattr(maps, name)), name
-    other = episode_records(columns, EpisodeMaps(predictions=maps.predictions[:, :, :4], actions=maps.actions[:, :, :4], probabilities=None))
+    other = episode_records(
+        columns, EpisodeMaps(predictions=maps.predictions[:, :, :4], actions=maps.actions[:, :, :4], probabilities=None)
+    )
     both = pa.Table.from_batches([records, other]).combine_chunks().to_batches()[0]
     with pytest.raises(InputError, match=r"sizes \[\(4, 7\), \(5, 7\)\], expected one size"):
         read_maps(both, 3)

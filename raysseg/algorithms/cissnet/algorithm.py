@@ -111,7 +111,9 @@ class CiSSNet(SegmentationAlgorithm):
         episodes, done = list(loop.plan.learned_from), position.step + len(numbers)
         self.leave_loop(over=done >= total)
         if engine.write_rollouts and episodes:
-            rollout.write_parquet(episodes, Path(self.config.run_dir) / "rollouts" / f"learn-update-{position.step:06d}.parquet")
+            rollout.write_parquet(
+                episodes, Path(self.config.run_dir) / "rollouts" / f"learn-update-{position.step:06d}.parquet"
+            )
         self.images_per_second = sum(one.num_rows for one in episodes) / max(time.perf_counter() - start, 1e-9)
         names = [name for name in (numbers[0] if numbers else {}) if name != "timing"]
         means = {name: float(np.mean([one[name] for one in numbers])) for name in names}
@@ -151,7 +153,9 @@ class CiSSNet(SegmentationAlgorithm):
         ]
         matrices = torch.as_tensor(np.sum(self.map_runners("score_steps", orders), axis=0))
         options = self.settings.cissnet
-        scores = {step: Scores.from_confusion(matrix) for step, matrix in zip(options.scored_steps, matrices, strict=True)}
+        scores = {
+            step: Scores.from_confusion(matrix) for step, matrix in zip(options.scored_steps, matrices, strict=True)
+        }
         used = scores[options.inference_steps]
         self.images_per_second = count / (time.perf_counter() - start)
         return (

@@ -104,7 +104,9 @@ class InferenceOptions(Settings):
     """How a trained variant segments."""
 
     steps: int = Field(2, ge=0, description="[P] t: contexts that a prediction has seen")
-    scored_steps: tuple[int, ...] = Field((0, 2, 4, 6), min_length=1, description="[P] t at which the variant is scored")
+    scored_steps: tuple[int, ...] = Field(
+        (0, 2, 4, 6), min_length=1, description="[P] t at which the variant is scored"
+    )
     action: Literal["greedy", "sample"] = Field(
         "greedy", description="[R] the likelier action, or drawn as in training ([C], its monitoring)"
     )
@@ -188,14 +190,18 @@ class CiSSNetSettings(MethodSettings):
     def _possible(self) -> CiSSNetSettings:
         options = self.cissnet
         if self.data.scribbles != "none":
-            raise ValueError(f"data.scribbles is '{self.data.scribbles}', but CiSS-Net learns from whole maps: use 'none'")
+            raise ValueError(
+                f"data.scribbles is '{self.data.scribbles}', but CiSS-Net learns from whole maps: use 'none'"
+            )
         if options.network.features == "pyramid" and self.segmenter.architecture != "PSPNet":
             raise ValueError(
                 f"cissnet.network.features is 'pyramid' but segmenter.architecture is '{self.segmenter.architecture}', expected "
                 "'PSPNet'; 'encoder' takes any"
             )
         if self.training.crop_place != "anywhere":
-            raise ValueError("training.crop_place is 'labelled', which has no effect on maps that are labelled everywhere")
+            raise ValueError(
+                "training.crop_place is 'labelled', which has no effect on maps that are labelled everywhere"
+            )
         if options.learning.batch_size % self.rollouts_per_update:
             raise ValueError(
                 f"cissnet.learning.batch_size is {options.learning.batch_size}, which the {self.rollouts_per_update} "
@@ -211,7 +217,8 @@ class CiSSNetSettings(MethodSettings):
             return max(1, engine.num_env_runners)
         if engine.rollouts_per_update != int(engine.rollouts_per_update):
             raise ValueError(
-                f"engine.rollouts_per_update is {engine.rollouts_per_update:g}, but a rollout is learned from once: use a whole number"
+                f"engine.rollouts_per_update is {engine.rollouts_per_update:g}, but a rollout is learned from once: expected a whole "
+                "number"
             )
         return int(engine.rollouts_per_update)
 

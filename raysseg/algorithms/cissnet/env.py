@@ -135,7 +135,8 @@ class CiSSNetVectorEnv(SegmentationVectorEnv[Observation]):
         return torch.where(self.valid, values, 0.0).flatten(1).sum(1) / self._count
 
     def _observation(self) -> Observation:
-        assert self.episode is not None and self._features is not None
+        assert self.episode is not None
+        assert self._features is not None
         return {"features": self._features, "predictions": self.episode.predictions}
 
 

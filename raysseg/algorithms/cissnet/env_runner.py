@@ -28,7 +28,11 @@ class CiSSNetEnvRunner(SegmentationEnvRunner):
 
     def make_env(self) -> None:
         """Builds the environment; its networks are replaced by the module's before it is played."""
-        own = self.module if self.module is not None else self.config.get_multi_rl_module_spec(inference_only=True).build()
+        own = (
+            self.module
+            if self.module is not None
+            else self.config.get_multi_rl_module_spec(inference_only=True).build()
+        )
         self.env: CiSSNetVectorEnv = CiSSNetVectorEnv(
             self.workspace,
             self.settings,
@@ -58,7 +62,7 @@ class CiSSNetEnvRunner(SegmentationEnvRunner):
         Raises:
             NonFiniteError: a logit is not finite; with the keys.
         """
-        rows, seeds = (np.asarray(records.column(name)) for name in ("row", "seed"))
+        rows, seeds = (np.array(records.column(name)) for name in ("row", "seed"))
         env, options = self.env, self.settings.cissnet
         env.use_networks(self.segmenter.online, self.networks.eval())
         env.reset(options={"rows": rows.astype(np.int64), "seeds": seeds})

@@ -40,7 +40,7 @@ class Episodes:
         labels: uint8 `[B, H, W]`.
         predictions: Y^0 … Y^T, uint8 `[T+1, B, h, w]`.
         actions: B^0 … B^{T−1}, bool `[T, B, h, w]`.
-        probabilities: of the actions under the policy that took them, float16 `[T, B, h, w]`; None where that is the one that learns.
+        probabilities: of the actions under the policy that took them, float16 `[T, B, h, w]`; None where the same one learns.
     """
 
     images: torch.Tensor
@@ -95,9 +95,9 @@ class CiSSNetLearner(SegmentationLearner):
             seed: of dropout.
 
         Returns:
-            `loss` (Eq. 7) and its parts before their weights, `segmentation_loss` (mean over the valid pixels of all T + 1 predictions)
-            and, where a policy learns, `policy_loss`, `value_loss` and `entropy` (nats, means over the valid positions of all T steps);
-            `policy_lag` (mean), `learning_rate`.
+            `loss` (Eq. 7) and its parts before their weights, `segmentation_loss` (mean over the valid pixels of all T + 1
+            predictions) and, where a policy learns, `policy_loss`, `value_loss` and `entropy` (nats; means over the valid
+            positions of all T steps); `policy_lag` (mean), `learning_rate`.
 
         Raises:
             NonFiniteError: a loss is not finite; with the keys.
@@ -112,7 +112,9 @@ class CiSSNetLearner(SegmentationLearner):
         rate = learning.optimiser.learning_rate * schedule_factor(learning.optimiser, update / learning.updates)
         set_learning_rate(optimiser, rate)
         with self.workspace.autocast():
-            features = domain_features(self._segmenter_module().online, batch.images, self.settings.cissnet.network.features)
+            features = domain_features(
+                self._segmenter_module().online, batch.images, self.settings.cissnet.network.features
+            )
         features = features.clone()
         size = (int(features.shape[-2]), int(features.shape[-1]))
         labels = labels_of_positions(batch.labels, size, self._stride(batch.labels, size))
@@ -155,7 +157,9 @@ class CiSSNetLearner(SegmentationLearner):
             labels=labels,
             predictions=to_device(np.ascontiguousarray(maps.predictions), device),
             actions=to_device(np.ascontiguousarray(maps.actions), device),
-            probabilities=None if maps.probabilities is None else to_device(np.ascontiguousarray(maps.probabilities), device),
+            probabilities=None
+            if maps.probabilities is None
+            else to_device(np.ascontiguousarray(maps.probabilities), device),
         )
 
     @staticmethod
@@ -182,7 +186,8 @@ class CiSSNetLearner(SegmentationLearner):
         """Returns Loss_p, Loss_v and Loss_e of some rows, each a mean over their valid positions."""
         options = self.settings.cissnet
         learning = options.learning
-        assert played.action_logits is not None and played.values is not None
+        assert played.action_logits is not None
+        assert played.values is not None
         predictions, actions = batch.predictions[:, rows], batch.actions[:, rows]
         rewards = context_rewards(
             predictions,

@@ -50,7 +50,7 @@ def draw_contexts(store: Store, keys: Sequence[str], network: ContextSegmenter, 
 def _maps_of_steps(
     network: ContextSegmenter, image: np.ndarray, truth: np.ndarray | None, device: torch.device
 ) -> tuple[list[np.ndarray], list[str]]:
-    """Returns p-map and context of every step and the prediction after them, uint8 `[H, W]` each, and titles of all but the last."""
+    """Returns p-map and context of every step and the prediction after them, uint8 `[H, W]` each, and titles of all but that."""
     pixels = normalise(torch.tensor(image).permute(2, 0, 1)[None].to(device).float())
     labels = None if truth is None else torch.tensor(truth)[None].to(device)
     size = (image.shape[0], image.shape[1])

@@ -51,7 +51,10 @@ class ContextPlan:
             "probabilities": self._settings.engine.mode == "asynchronous",
         }
         rows = np.array([orders[epoch][index] for epoch, index in places])
-        return {"records": rollout.order(rows, np.array([seeds[epoch][index] for epoch, index in places])), "context": context}
+        return {
+            "records": rollout.order(rows, np.array([seeds[epoch][index] for epoch, index in places])),
+            "context": context,
+        }
 
     def keep(self, rollout: pa.RecordBatch) -> None:
         """Takes a rollout to be learned from."""

@@ -49,7 +49,8 @@ class Choice:
 
 def choose_by_context_net(observation: Observation, network: ContextNet | None, options: CiSSNetOptions) -> Choice:
     """Draws from π(· | s), or takes the likelier action of every position. Source: CiSS-Net, Eq. 2."""
-    assert network is not None and observation.prepared is not None
+    assert network is not None
+    assert observation.prepared is not None
     logits, _ = network(observation.prepared, observation.predictions)
     share = torch.softmax(logits.float(), 1)[:, 1]
     if observation.seeds is None:

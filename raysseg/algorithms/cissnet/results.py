@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from raysseg.algorithms.cissnet.config import CiSSNetSettings
 from raysseg.algorithms.cissnet.features import feature_shape
 from raysseg.algorithms.cissnet.module import ContextNetworks
+from raysseg.algorithms.cissnet.segmenter import ContextSegmenter
 from raysseg.errors import InputError
 from raysseg.segmenters import Segmenter
 
@@ -50,6 +51,29 @@ def load_networks(settings: CiSSNetSettings, folder: Path, segmenter: Segmenter)
         raise InputError(f"{folder} has no networks on X: the file {CONTEXT_FILE} is missing.")
     read_into(networks, path)
     return networks.eval()
+
+
+def load_predictor(settings: CiSSNetSettings, folder: Path, segmenter: Segmenter) -> Segmenter | ContextSegmenter:
+    """Returns what predicts in a finished variant: S-Net with the contexts of its own predictions, or for 'none' the segmenter.
+
+    Args:
+        settings: the variant's.
+        folder: the variant's.
+        segmenter: that X is from.
+
+    Raises:
+        InputError: the networks cannot be read, or the policy looks at the truth.
+
+    Source: CiSS-Net, Sec. 4.1.
+    """
+    options = settings.cissnet
+    if not options.trains:
+        return segmenter
+    if options.policy == "oracle":
+        raise InputError(
+            f"The variant in {folder} has the policy 'oracle', which looks at the truth: it cannot predict."
+        )
+    return ContextSegmenter(segmenter, load_networks(settings, folder, segmenter), options).eval()
 
 
 def read_into(networks: ContextNetworks, path: Path) -> None:

@@ -40,7 +40,7 @@ class ContextSegmenter(nn.Module):
         return SegmenterOutput(domain_features(self.segmenter, images, self.options.network.features), logits)
 
     def play(self, images: Tensor, labels: Tensor | None = None) -> ContextEpisode:
-        """Returns the episode of images float `[B, 3, H, W]` before its first step, with labels uint8 `[B, H, W]` if there are any."""
+        """Returns the episode of images float `[B, 3, H, W]` before its first step, with labels uint8 `[B, H, W]` or without."""
         features = domain_features(self.segmenter, images, self.options.network.features)
         cells = (int(features.shape[-2]), int(features.shape[-1]))
         if labels is not None:

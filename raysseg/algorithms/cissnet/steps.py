@@ -118,7 +118,10 @@ def read_maps(records: pa.RecordBatch, steps: int) -> EpisodeMaps:
         ]
         return np.stack(values).reshape(count, length, height, width).swapaxes(0, 1)
 
-    bits = [np.unpackbits(np.frombuffer(one.as_buffer(), np.uint8), count=steps * cells) for one in records.column("actions")]
+    bits = [
+        np.unpackbits(np.frombuffer(one.as_buffer(), np.uint8), count=steps * cells)
+        for one in records.column("actions")
+    ]
     known = records.column("probabilities").null_count == 0
     return EpisodeMaps(
         predictions=unpacked("predictions", np.uint8, steps + 1),
