@@ -217,8 +217,8 @@ class CiSSNetSettings(MethodSettings):
             return max(1, engine.num_env_runners)
         if engine.rollouts_per_update != int(engine.rollouts_per_update):
             raise ValueError(
-                f"engine.rollouts_per_update is {engine.rollouts_per_update:g}, but a rollout is learned from once: expected a whole "
-                "number"
+                f"engine.rollouts_per_update is {engine.rollouts_per_update:g}, but a rollout is learned from once: "
+                "expected a whole number"
             )
         return int(engine.rollouts_per_update)
 
