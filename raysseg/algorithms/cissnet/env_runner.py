@@ -118,7 +118,7 @@ class CiSSNetEnvRunner(SegmentationEnvRunner):
         """
         data, settings = self.workspace.split(split), self.settings.evaluation
         steps, classes = self.settings.cissnet.scored_steps, self.workspace.num_classes
-        network = ContextSegmenter(self.segmenter.online, self.networks, self.settings.cissnet)
+        network = ContextSegmenter(self.segmenter.online, self.networks.eval(), self.settings.cissnet)
         total = torch.zeros(len(steps), classes, classes, dtype=torch.int64, device=self.device)
         for part in np.array_split(rows, max(1, -(-len(rows) // self.settings.engine.inference_batch_size))):
             index = torch.as_tensor(part, device=self.device)
