@@ -81,7 +81,7 @@ def v_trace(
         trace: λ in [0, 1], a factor on every c.
     Returns:
         Targets of the values v_t and advantages ρ_t (r_t + γ v_{t+1} − V(s_t)), float [T, ...] each, without gradient; with
-        ratios of 1 these are those of `generalised_advantages` with trace 1.
+        ratios of 1 the targets are V(s_t) plus `generalised_advantages` of the same trace, and so are with trace 1 the advantages.
     Raises:
         InputError: where the shapes do not fit.
     Source: reconstruction (V-trace of IMPALA, applied to every pixel).

@@ -17,6 +17,7 @@ from raysseg.functional import (
     action_log_probabilities,
     actor_critic_losses,
     generalised_advantages,
+    n_step_advantages,
     v_trace,
 )
 
@@ -39,6 +40,43 @@ def test_with_a_full_trace_they_are_the_return_to_the_end_less_the_value() -> No
     found = generalised_advantages(rewards, values, gamma=0.5, trace=1.0)
     assert found.tolist() == [1.0 + 0.5 * 2.0 + 0.25 * 4.0 - 0.5, 2.0 + 0.5 * 4.0 - 0.25]
     assert not found.requires_grad
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**32 - 1), length=st.integers(1, 5), gamma=GAMMAS, steps=st.integers(1, 7))
+def test_n_step_advantages_match_a_loop(seed: int, length: int, gamma: float, steps: int) -> None:
+    source = np.random.default_rng(seed)
+    rewards, values = source.normal(size=(length, 2, 3)), source.normal(size=(length + 1, 2, 3))
+    expected = np.zeros_like(rewards)
+    for step in range(length):
+        k = min(steps, length - step)
+        for ahead in range(k):
+            expected[step] += gamma**ahead * rewards[step + ahead]
+        expected[step] += gamma**k * values[step + k] - values[step]
+    found = n_step_advantages(torch.tensor(rewards), torch.tensor(values), gamma=gamma, steps=steps)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_n_step_advantages_by_hand() -> None:
+    rewards, values = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0.5, 0.25, 8.0, 16.0], requires_grad=True)
+    found = n_step_advantages(rewards, values, gamma=0.5, steps=2)
+    assert found.tolist() == [
+        1.0 + 0.5 * 2.0 + 0.25 * 8.0 - 0.5,
+        2.0 + 0.5 * 4.0 + 0.25 * 16.0 - 0.25,
+        4.0 + 0.5 * 16.0 - 8.0,
+    ]
+    assert not found.requires_grad
+
+
+@pytest.mark.parametrize(("steps", "trace"), [(1, 0.0), (4, 1.0), (9, 1.0)])
+def test_one_step_and_all_steps_are_generalised_advantages(steps: int, trace: float) -> None:
+    source = torch.Generator().manual_seed(0)
+    rewards = torch.randn(4, 2, 3, generator=source, dtype=torch.float64)
+    values = torch.randn(5, 2, 3, generator=source, dtype=torch.float64)
+    found = n_step_advantages(rewards, values, gamma=0.9, steps=steps)
+    torch.testing.assert_close(found, generalised_advantages(rewards, values, gamma=0.9, trace=trace))
+    other = generalised_advantages(rewards, values, gamma=0.9, trace=1.0 - trace)
+    assert not torch.allclose(found, other), "the two ends of the trace must differ for this test to say anything"
 
 
 @settings(deadline=None, max_examples=30)
@@ -68,6 +106,40 @@ def test_on_policy_v_trace_is_the_plain_return() -> None:
     plain = generalised_advantages(rewards, values, gamma=0.9, trace=1.0)
     torch.testing.assert_close(advantages, plain)
     torch.testing.assert_close(targets, plain + values[:-1])
+
+
+@pytest.mark.parametrize("trace", [0.0, 0.6, 1.0])
+def test_a_trace_cuts_on_policy_targets_as_gae_does(trace: float) -> None:
+    source = torch.Generator().manual_seed(1)
+    rewards = torch.randn(4, 2, 3, generator=source, dtype=torch.float64)
+    values = torch.randn(5, 2, 3, generator=source, dtype=torch.float64)
+    options = {"gamma": 0.9, "clip_ratio": 1.0, "clip_trace": 1.0, "trace": trace}
+    targets, advantages = v_trace(rewards, values, torch.zeros_like(rewards), **options)
+    plain = generalised_advantages(rewards, values, gamma=0.9, trace=trace)
+    torch.testing.assert_close(targets, plain + values[:-1])
+    following = torch.cat([plain[1:], torch.zeros_like(plain[:1])])
+    torch.testing.assert_close(advantages, rewards + 0.9 * values[1:] - values[:-1] + 0.9 * following)
+    assert torch.allclose(advantages, plain) == (trace == 1.0)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**32 - 1), steps=st.integers(1, 4), trace=st.sampled_from([0.0, 0.5, 1.0]))
+def test_v_trace_with_a_trace_matches_the_sum_of_its_definition(seed: int, steps: int, trace: float) -> None:
+    source = np.random.default_rng(seed)
+    rewards, logs, values = (source.normal(size=(count, 3)) for count in (steps, steps, steps + 1))
+    gamma, ratios = 0.8, np.exp(logs)
+    weights, traces = np.minimum(ratios, 0.9), trace * np.minimum(ratios, 1.1)
+    expected = values.copy()
+    for step in range(steps):
+        for ahead in range(steps - step):
+            delta = rewards[step + ahead] + gamma * values[step + ahead + 1] - values[step + ahead]
+            product = np.prod(traces[step : step + ahead], axis=0)
+            expected[step] += gamma**ahead * product * weights[step + ahead] * delta
+    found, advantages = v_trace(
+        *map(torch.tensor, (rewards, values, logs)), gamma=gamma, clip_ratio=0.9, clip_trace=1.1, trace=trace
+    )
+    np.testing.assert_allclose(found, expected[:-1], atol=1e-12)
+    np.testing.assert_allclose(advantages, weights * (rewards + gamma * expected[1:] - values[:-1]), atol=1e-12)
 
 
 def test_probabilities_and_entropies_by_hand() -> None:
@@ -107,6 +179,10 @@ def test_without_a_valid_position_the_losses_are_zero() -> None:
 def test_shapes_that_do_not_fit_are_named() -> None:
     with pytest.raises(InputError, match=r"expected \[T, \.\.\.\] and \[T\+1, \.\.\.\]"):
         generalised_advantages(torch.zeros(2), torch.zeros(2), gamma=0.9, trace=1.0)
+    with pytest.raises(InputError, match="steps is 0, expected at least 1"):
+        n_step_advantages(torch.zeros(2), torch.zeros(3), gamma=0.9, steps=0)
+    with pytest.raises(InputError, match=r"expected \[T, \.\.\.\] and \[T\+1, \.\.\.\]"):
+        n_step_advantages(torch.zeros(2), torch.zeros(4), gamma=0.9, steps=1)
     with pytest.raises(InputError, match="log_ratios is"):
         v_trace(torch.zeros(2), torch.zeros(3), torch.zeros(3), gamma=0.9, clip_ratio=1.0, clip_trace=1.0)
     with pytest.raises(InputError, match="logits is"):
