@@ -140,7 +140,8 @@ class SingleImageEnv(gymnasium.Env[Any, np.ndarray]):
 
 
 def _first(observation: torch.Tensor | dict[str, torch.Tensor]) -> Any:
-    """Returns the observation of the first image, as float32 arrays."""
+    """Returns the observation of the first image, as arrays: float32, or the integers that maps of classes are."""
     if isinstance(observation, dict):
         return {name: _first(value) for name, value in observation.items()}
-    return observation[0].float().cpu().numpy()
+    one = observation[0].float() if observation.is_floating_point() else observation[0]
+    return one.cpu().numpy()
