@@ -67,8 +67,8 @@ class LearningPlan(Protocol):
         """Takes a rollout that arrived in time."""
 
     def drop_older(self, policy_version: int) -> int:
-        """Drops and counts what is to be learned from of policies before this version; returns how many rollouts have to be
-        played again for it, none where updates draw from replay.
+        """Drops what is to be learned from of policies before this version; returns how many rollouts have to be played again
+        for it, none where updates draw from replay.
         """
 
     def ready(self) -> bool:
@@ -272,7 +272,9 @@ class AsynchronousLoop(Generic[Plan]):
         room = 1 if self._learner.is_local else UPDATES_AHEAD
         while self._sent < target and self._learner.under_way < room and self.plan.ready() and self._is_paid():
             if self._engine.max_policy_lag is not None:
-                self._received -= self.plan.drop_older(self._first_version + self._done - self._engine.max_policy_lag)
+                dropped = self.plan.drop_older(self._first_version + self._done - self._engine.max_policy_lag)
+                self._received -= dropped
+                self._telemetry.dropped(dropped)
                 if not self.plan.ready():
                     return
             update = self._sent

@@ -42,7 +42,6 @@ class CiSSNet(SegmentationAlgorithm):
     def setup(self, config: Any) -> None:
         """Builds everything; no rollout waits to be learned from yet."""
         self.fresh: list[pa.RecordBatch] = []
-        self.dropped = 0
         super().setup(config)
 
     @property
@@ -129,7 +128,7 @@ class CiSSNet(SegmentationAlgorithm):
             "first_accuracy": float(columns["accuracy"][:, 0].mean()),
             "last_accuracy": float(columns["accuracy"][:, -1].mean()),
             "bytes_per_episode": sum(rollout.wire_bytes(one) for one in episodes) / table.num_rows,
-            "rollouts_dropped": self.dropped,
+            "rollouts_dropped": self.telemetry.get_state()["rollouts_dropped"],
         }
         if columns["reward"].shape[1]:
             numbers["reward"] = float(columns["reward"].mean())
@@ -201,7 +200,7 @@ class CiSSNet(SegmentationAlgorithm):
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Adds the rollouts that arrived and were not learned from yet."""
         state = super().get_state(*args, **kwargs)
-        state["cissnet"] = {"fresh": rollout.to_bytes(self.fresh), "dropped": self.dropped}
+        state["cissnet"] = {"fresh": rollout.to_bytes(self.fresh)}
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -210,7 +209,6 @@ class CiSSNet(SegmentationAlgorithm):
         own = state.get("cissnet")
         if own is not None:
             self.fresh[:] = rollout.from_bytes(own["fresh"])
-            self.dropped = own["dropped"]
             step = self.position.step if self.position.phase == "learn" else 0
             if self.position.stage == 0 or self.position.phase == "learn":
                 rollout.remove_later(Path(self.config.run_dir) / "rollouts", (step,))

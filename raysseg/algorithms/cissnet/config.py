@@ -207,6 +207,17 @@ class CiSSNetSettings(MethodSettings):
                 f"cissnet.learning.batch_size is {options.learning.batch_size}, which the {self.rollouts_per_update} "
                 "rollouts of an update cannot share equally"
             )
+        if self.engine.mode == "asynchronous" and options.learning.return_steps is not None:
+            raise ValueError(
+                f"cissnet.learning.return_steps is {options.learning.return_steps} but engine.mode is 'asynchronous', where V-trace "
+                "cuts returns by cissnet.learning.trace alone; set return_steps to null"
+            )
+        for name in ("clip_ratio", "clip_trace"):
+            value = getattr(options.learning, name)
+            if self.engine.mode == "synchronous" and value != type(options.learning).model_fields[name].default:
+                raise ValueError(
+                    f"cissnet.learning.{name} is {value:g} but engine.mode is 'synchronous', where nothing is corrected"
+                )
         return self
 
     @property

@@ -114,7 +114,13 @@ class ContextTrunk(nn.Module):
         entry = F.relu(self.first_norm(self.first(prepared, encoded)))
         second = self.layers[0](entry)
         third = self.layers[1](second) + entry
-        return self.dropout(self.layers[2](third) + entry)
+        hidden = self.layers[2](third) + entry
+        if not self.training or isinstance(self.dropout, nn.Identity):
+            return hidden
+        # Drawn image by image with all steps of one side by side, as whoever passes some of a minibatch's images draws them.
+        images, channels = len(prepared), hidden.shape[1]
+        kept = self.dropout(hidden.new_ones(images, len(hidden) // images * channels, 1, 1))
+        return hidden * kept.unflatten(1, (-1, channels)).transpose(0, 1).flatten(0, 1)
 
 
 class BaseNet(nn.Module):

@@ -33,6 +33,7 @@ class ContextPlan:
         self._algorithm = algorithm
         self._settings = algorithm.settings
         self.learned_from: list[pa.RecordBatch] = []
+        self._under_way = 0
 
     def rollout_order(self, number: int, policy_version: int) -> Mapping[str, Any]:
         """Returns the arguments of the n-th rollout: all images in a new order each epoch, each crop under its own seed.
@@ -61,11 +62,14 @@ class ContextPlan:
         self._algorithm.fresh.append(rollout)
 
     def drop_older(self, policy_version: int) -> int:
-        """Drops and counts rollouts of policies before this version, which have to be played again; returns how many."""
-        kept = [one for one in self._algorithm.fresh if one.column("policy_version")[0].as_py() >= policy_version]
+        """Drops rollouts of policies before this version, which have to be played again; returns how many.
+
+        What comes next meets the policy after the updates that are with the learner, so these count as done.
+        """
+        oldest = policy_version + self._under_way
+        kept = [one for one in self._algorithm.fresh if one.column("policy_version")[0].as_py() >= oldest]
         dropped = len(self._algorithm.fresh) - len(kept)
         self._algorithm.fresh[:] = kept
-        self._algorithm.dropped += dropped
         return dropped
 
     def ready(self) -> bool:
@@ -78,12 +82,15 @@ class ContextPlan:
         taken, self._algorithm.fresh[:] = self._algorithm.fresh[:count], self._algorithm.fresh[count:]
         self.learned_from += taken
         records = pa.Table.from_batches(taken).combine_chunks().to_batches()[0]
-        context = {"update": update, "policy_version": self._algorithm.policy_version, "seed": self._settings.seed}
+        version = self._algorithm.policy_version + self._under_way
+        self._under_way += 1
+        context = {"update": update, "policy_version": version, "seed": self._settings.seed}
         return LearnerWork(kind="context", records=records, context=context, minibatches=(records.num_rows,))
 
     def learned(self, update: int, records: pa.RecordBatch, numbers: dict[str, Any]) -> None:
         """The policy is one version further."""
         self._algorithm.policy_version += 1
+        self._under_way -= 1
 
     def published(self, weights: ray.ObjectRef) -> None:
         """Takes the newest weights of the networks on X."""
