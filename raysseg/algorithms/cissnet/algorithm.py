@@ -47,7 +47,7 @@ class CiSSNet(SegmentationAlgorithm):
     @property
     def num_stages(self) -> int:
         """One stage of learning, where anything is trained on X."""
-        return int(self.settings.cissnet.trains)
+        return self.settings.cissnet.stages
 
     @property
     def training_version(self) -> int:

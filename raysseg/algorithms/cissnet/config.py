@@ -146,6 +146,11 @@ class CiSSNetOptions(Settings):
         return self
 
     @property
+    def stages(self) -> int:
+        """Learning is one stage, so schedulers that compare stages have nothing to decide."""
+        return int(self.trains)
+
+    @property
     def trains(self) -> bool:
         """Whether anything is trained on X."""
         return self.policy != "none"
@@ -209,8 +214,8 @@ class CiSSNetSettings(MethodSettings):
             )
         if self.engine.mode == "asynchronous" and options.learning.return_steps is not None:
             raise ValueError(
-                f"cissnet.learning.return_steps is {options.learning.return_steps} but engine.mode is 'asynchronous', where V-trace "
-                "cuts returns by cissnet.learning.trace alone; set return_steps to null"
+                f"cissnet.learning.return_steps is {options.learning.return_steps} but engine.mode is 'asynchronous', where "
+                "V-trace cuts returns by cissnet.learning.trace alone; set return_steps to null"
             )
         for name in ("clip_ratio", "clip_trace"):
             value = getattr(options.learning, name)
