@@ -40,7 +40,9 @@ SeedPart = Annotated[int, typer.Option(help="Base seed; each image draws from it
 @data_app.command("build")
 def build(
     out: Annotated[Path, typer.Option(help="New folder for the store.")],
-    source: Annotated[str, typer.Option(help="synthetic, folder, camvid, cityscapes or voc.")] = "synthetic",
+    source: Annotated[
+        str, typer.Option(help="synthetic, folder, ade20k, camvid, cityscapes, pascal_context or voc.")
+    ] = "synthetic",
     path: Annotated[str | None, typer.Option(help="Folder of the data.")] = None,
     train_split: Annotated[str | None, typer.Option(help="Split to train on; VOC: train or train_aug.")] = None,
     val_split: Annotated[str | None, typer.Option(help="Split to evaluate on.")] = None,

@@ -15,10 +15,13 @@ from pydantic import Field, model_validator
 
 from raysseg.configuration import Settings
 from raysseg.data.readers import (
+    Ade20kReader,
     CamvidReader,
     CityscapesReader,
     FolderReader,
     FolderSettings,
+    PascalContextReader,
+    PascalContextSettings,
     Reader,
     SampleFiles,
     VocReader,
@@ -40,7 +43,7 @@ Track = Callable[[Iterable[Sample], int], Iterable[Sample]]
 class DataSettings(Settings):
     """Where the samples come from and which scribbles they carry."""
 
-    source: Literal["synthetic", "store", "folder", "camvid", "cityscapes", "voc"] = Field(
+    source: Literal["synthetic", "store", "folder", "ade20k", "camvid", "cityscapes", "pascal_context", "voc"] = Field(
         default="synthetic", description="Kind of data: made from a seed, a built store, or a public format. [R]"
     )
     path: str | None = Field(default=None, description="Folder of the data; of a store also a pyarrow.fs URI. [R]")
@@ -60,6 +63,9 @@ class DataSettings(Settings):
     )
     synthetic: SyntheticSettings = Field(default_factory=SyntheticSettings, description="Of the source synthetic. [R]")
     folder: FolderSettings = Field(default_factory=FolderSettings, description="Of the source folder. [R]")
+    pascal_context: PascalContextSettings = Field(
+        default_factory=PascalContextSettings, description="Of the source pascal_context. [R]"
+    )
     voc: VocSettings = Field(default_factory=VocSettings, description="Of the source voc. [R]")
 
     @model_validator(mode="after")
@@ -72,7 +78,7 @@ class DataSettings(Settings):
                     raise ValueError(f"{key} is '{getattr(self, key)}', but synthetic scenes have 'train' and 'val'")
         elif not self.path:
             raise ValueError(f"the source '{self.source}' needs a path")
-        for key in ("synthetic", "folder", "voc"):
+        for key in ("synthetic", "folder", "pascal_context", "voc"):
             if key != self.source and getattr(self, key) != type(getattr(self, key))():
                 raise ValueError(f"the settings of '{key}' have no effect with the source '{self.source}'")
         if self.source == "folder" and not self.folder.names:
@@ -239,8 +245,12 @@ def _reader(settings: DataSettings) -> Reader:
     root = Path(settings.path).expanduser()
     if settings.source == "folder":
         return FolderReader(root, settings.folder)
+    if settings.source == "ade20k":
+        return Ade20kReader(root)
     if settings.source == "camvid":
         return CamvidReader(root)
     if settings.source == "cityscapes":
         return CityscapesReader(root)
+    if settings.source == "pascal_context":
+        return PascalContextReader(root, settings.pascal_context)
     return VocReader(root, settings.voc)
