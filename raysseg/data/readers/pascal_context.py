@@ -2,7 +2,7 @@
 
 Labels are the released `trainval/<id>.mat` of 459 values, with VOC 2010 beside them, or index PNGs that were made of
 them, `SegmentationClassContext/<id>.png`. Both give the same classes, in the order of the released `labels.txt`, which
-is the alphabet's and in which the usual converter numbers them. The released `59_labels.txt` has another order, VOC's
+is the alphabet's and in which mmsegmentation's converter numbers them. The released `59_labels.txt` has another order, VOC's
 classes first, and writes three names otherwise (diningtable, bedcloth, clothes); PNGs in that order are not told apart.
 """
 
