@@ -357,11 +357,11 @@ def measure_wire(options: argparse.Namespace, folder: Path) -> None:
         f"int8 {mean + small:,.0f} an episode with probabilities"
     )
     for classes, probabilities in ((19, True), (19, False), (150, True)):
-        found = worst_case(classes, probabilities=probabilities)
+        worst = worst_case(classes, probabilities=probabilities)
         text = "with" if probabilities else "without"
-        print_sizes(f"at worst: {classes} classes drawn at every position, {text} probabilities", [found])
+        print_sizes(f"at worst: {classes} classes drawn at every position, {text} probabilities", [worst])
         print(
-            f"    with rewards as int8, too, of no pattern either: {found['an episode'] + STEPS * CELLS[0] * CELLS[1]:,d}"
+            f"    with rewards as int8, too, of no pattern either: {worst['an episode'] + STEPS * CELLS[0] * CELLS[1]:,d}"
         )
     cells = 2 * CELLS[0] * CELLS[1]
     encoded = 19 + 4 * 256
