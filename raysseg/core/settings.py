@@ -141,8 +141,8 @@ class EngineSettings(Settings):
                 raise ValueError(f"{name} is {getattr(self, name)} but mode is 'synchronous', where it has no effect")
         if self.max_policy_lag is not None and self.max_policy_lag < self.broadcast_interval - 1:
             raise ValueError(
-                f"max_policy_lag is {self.max_policy_lag} but broadcast_interval is {self.broadcast_interval}: the weights that actors "
-                f"can pull are up to {self.broadcast_interval - 1} updates old, so that nothing they play could be learned from"
+                f"max_policy_lag is {self.max_policy_lag} but broadcast_interval is {self.broadcast_interval}: the newest weights "
+                f"are up to {self.broadcast_interval - 1} updates old, so that nothing played with them could be learned from"
             )
         return self
 
