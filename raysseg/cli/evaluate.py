@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 from rich.table import Table
@@ -21,7 +22,7 @@ from raysseg.cli.progress import Progress
 from raysseg.core.metrics_writer import write_atomically
 from raysseg.data import Store
 from raysseg.errors import InputError
-from raysseg.evaluation import Scores, confusion_matrix
+from raysseg.evaluation import Counts, tells_objects_apart
 from raysseg.visualization import VariantRun, load_variant_runs
 
 
@@ -47,7 +48,7 @@ def evaluate_command(
     flip: FlipOption = None,
     out: Annotated[Path | None, typer.Option(help="Also write the scores to this JSON file.")] = None,
 ) -> None:
-    """Scores trained variants: mIoU, pixel accuracy, mean foreground Dice, and the IoU of every class."""
+    """Scores trained variants: mIoU, pixel accuracy, mean foreground Dice, the IoU of every class, and iIoU on Cityscapes."""
     factors = parse_scales(scales)
     if out is not None and out.suffix != ".json":
         raise InputError(f"The file {out} ends in '{out.suffix}'; expected is a name that ends in .json.")
@@ -102,7 +103,8 @@ def _prepare(
 def _score(job: _Job, show: Callable[..., None]) -> dict[str, Any]:
     """Runs one variant over its images; `show` is told how many are done, with images_per_second."""
     info, keys = job.trained.info, job.store.keys(job.split)
-    matrix = torch.zeros(info.num_classes, info.num_classes, dtype=torch.int64)
+    objects = tells_objects_apart(info.class_names) and job.store.has_instances(keys[0])
+    total: Counts | None = None
     start = time.perf_counter()
     show(0)
     for number, key in enumerate(keys, start=1):
@@ -112,9 +114,17 @@ def _score(job: _Job, show: Callable[..., None]) -> dict[str, Any]:
                 f"The image '{key}' of the store '{job.store.uri}' has no label; the split '{job.split}' cannot be scored."
             )
         prediction = job.trained.probabilities(job.store.image(key)).argmax(0).to(torch.uint8).cpu()
-        matrix += confusion_matrix(prediction[None], torch.tensor(label)[None], info.num_classes)
+        counts = Counts.of(
+            prediction[None],
+            torch.tensor(label)[None],
+            info.num_classes,
+            instances=_instances(job, key) if objects else None,
+            sizes=torch.tensor([label.shape]),
+        )
+        total = counts if total is None else total + counts
         show(number, images_per_second=number / (time.perf_counter() - start))
-    scores = Scores.from_confusion(matrix)
+    assert total is not None
+    instance_scores = total.instance_scores()
     return {
         "run": job.run.run,
         "variant": job.run.variant,
@@ -125,8 +135,17 @@ def _score(job: _Job, show: Callable[..., None]) -> dict[str, Any]:
         "scales": list(job.trained.protocol.scales),
         "flip": job.trained.protocol.flip,
         "class_names": list(info.class_names),
-        **dataclasses.asdict(scores),
+        **dataclasses.asdict(total.scores()),
+        **({} if instance_scores is None else dataclasses.asdict(instance_scores)),
     }
+
+
+def _instances(job: _Job, key: str) -> torch.Tensor:
+    """The instances of an image, int32 [1, H, W]."""
+    found = job.store.instances(key)
+    if found is None:
+        raise InputError(f"The sample '{key}' of the store '{job.store.uri}' has no instances, but others have.")
+    return torch.tensor(found.astype(np.int32))[None]
 
 
 def _table(results: list[dict[str, Any]]) -> Table:
@@ -145,6 +164,8 @@ def _table(results: list[dict[str, Any]]) -> Table:
         ("mean foreground Dice", "mean_foreground_dice"),
     ):
         table.add_row(score, *(_percent(result[key]) for result in results))
+    if any("iiou" in result for result in results):
+        table.add_row("mean iIoU of objects", *(_percent(result.get("iiou")) for result in results))
     table.add_section()
     for number, name in enumerate(first["class_names"]):
         table.add_row(Text(f"IoU of {name}"), *(_percent(result["per_class_iou"][number]) for result in results))

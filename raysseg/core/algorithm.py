@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
+import operator
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +40,7 @@ from raysseg.core.telemetry import Telemetry
 from raysseg.core.work import LearnerWork
 from raysseg.data.label_store import LabelStore
 from raysseg.data.store import Store
-from raysseg.evaluation import Scores
+from raysseg.evaluation import Counts
 
 DONE = "done"
 
@@ -307,7 +309,9 @@ class SegmentationAlgorithm(Algorithm, abc.ABC):
         return self.score(self.settings.data.val_split), 1, True
 
     def score(self, split: str) -> dict[str, Any]:
-        """Returns mIoU and its companions on a split, from one confusion matrix over the whole set."""
+        """Returns mIoU and its companions on a split, from one confusion matrix over the whole set; iIoU where it has
+        Cityscapes' instances.
+        """
         start = time.perf_counter()
         count = len(self.store.keys(split))
         size = max(self.settings.engine.inference_batch_size, -(-count // (4 * self.num_actors)))
@@ -315,17 +319,9 @@ class SegmentationAlgorithm(Algorithm, abc.ABC):
             {"rows": np.arange(first, min(first + size, count), dtype=np.int64), "split": split}
             for first in range(0, count, size)
         ]
-        matrix = sum(self.map_runners("evaluate", orders))
-        scores = Scores.from_confusion(torch.as_tensor(matrix))
+        counts: Counts = functools.reduce(operator.add, self.map_runners("evaluate", orders))
         self.images_per_second = count / (time.perf_counter() - start)
-        return {
-            "split": split,
-            "images": count,
-            "miou": scores.miou,
-            "per_class_iou": list(scores.per_class_iou),
-            "pixel_accuracy": scores.pixel_accuracy,
-            "mean_foreground_dice": scores.mean_foreground_dice,
-        }
+        return {"split": split, "images": count, **counts.record()}
 
     def export_module(self) -> SegmenterModule:
         """Returns a copy of the segmenter's module with the learner's weights, on the CPU."""

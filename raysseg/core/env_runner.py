@@ -7,7 +7,9 @@ actor, and an order whose actor died can be given to another one.
 from __future__ import annotations
 
 import abc
-from collections.abc import Collection
+import functools
+import operator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,8 @@ from raysseg.core.config import SegmentationConfig
 from raysseg.core.modules import SEGMENTER, SegmenterModule
 from raysseg.core.weights import load_weights
 from raysseg.core.workspace import Workspace, choose_device
-from raysseg.evaluation import confusion_matrix, predict_probabilities
+from raysseg.data.batches import GROUND_TRUTH, DeviceDataset
+from raysseg.evaluation import Counts, predict_probabilities, tells_objects_apart
 from raysseg.functional.label_inference import predicted_classes
 
 
@@ -74,7 +77,7 @@ class SegmentationEnvRunner(EnvRunner, Checkpointable):
             Transitions in the schema of `raysseg.core.rollout`.
         """
 
-    def evaluate(self, *, rows: np.ndarray, split: str) -> np.ndarray:
+    def evaluate(self, *, rows: np.ndarray, split: str) -> Counts:
         """Scores images of a split against their ground truth.
 
         Args:
@@ -82,29 +85,43 @@ class SegmentationEnvRunner(EnvRunner, Checkpointable):
             split: its name.
 
         Returns:
-            The confusion matrix int64 `[K, K]`, rows truth, columns prediction.
+            What was counted over them, on the CPU.
         """
         data = self.workspace.split(split)
         settings = self.settings.evaluation
-        total = torch.zeros(
-            self.workspace.num_classes, self.workspace.num_classes, dtype=torch.int64, device=self.device
-        )
         network = self.segmenter.online.eval()
-        for part in np.array_split(rows, max(1, -(-len(rows) // self.settings.engine.inference_batch_size))):
-            index = torch.as_tensor(part, device=self.device)
-            images, sizes = data.images(index)
-            probabilities = predict_probabilities(
-                network,
-                images,
-                sizes,
-                scales=settings.scales,
-                flip=settings.flip,
-                autocast_dtype=self.workspace.low_precision,
-            )
-            total += confusion_matrix(
-                predicted_classes(probabilities), data.labels(index, -1), self.workspace.num_classes
-            )
-        return total.cpu().numpy()
+
+        def count() -> Iterator[Counts]:
+            for index in self.inference_batches(rows):
+                images, sizes = data.images(index)
+                probabilities = predict_probabilities(
+                    network,
+                    images,
+                    sizes,
+                    scales=settings.scales,
+                    flip=settings.flip,
+                    autocast_dtype=self.workspace.low_precision,
+                )
+                yield Counts.of(
+                    predicted_classes(probabilities),
+                    data.labels(index, GROUND_TRUTH),
+                    self.workspace.num_classes,
+                    instances=self.scored_instances(data, index),
+                    sizes=sizes,
+                )
+
+        return functools.reduce(operator.add, count()).cpu()
+
+    def inference_batches(self, rows: np.ndarray) -> list[torch.Tensor]:
+        """Cuts rows int64 `[N]` into batches of at most `engine.inference_batch_size`, int64 `[B]` on the device."""
+        parts = np.array_split(rows, max(1, -(-len(rows) // self.settings.engine.inference_batch_size)))
+        return [torch.as_tensor(part, device=self.device) for part in parts]
+
+    def scored_instances(self, data: DeviceDataset, rows: torch.Tensor) -> torch.Tensor | None:
+        """Returns the instances int32 `[B, H, W]` of some rows int64 `[B]`, where the split has Cityscapes' own."""
+        if data.has_instances and tells_objects_apart(self.workspace.store.info.class_names):
+            return data.instances(rows)
+        return None
 
     def get_spaces(self) -> dict[str, tuple[Space[Any], Space[Any]]]:
         """Returns the spaces of the environment, under RLlib's names."""

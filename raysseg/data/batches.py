@@ -151,6 +151,32 @@ class DeviceDataset:
         device_rows = torch.tensor(numbers, dtype=torch.int64).to(self.device)
         return held.labels.index_select(0, device_rows)[:, :height, :width]
 
+    @property
+    def has_instances(self) -> bool:
+        """Whether objects are told apart in the split's first image; `instances` refuses an image that differs."""
+        return self._store.has_instances(self.keys[0])
+
+    def instances(self, rows: Tensor) -> Tensor:
+        """The dataset's numbers of its objects in some rows, on the device, with the canvas of `images`; never held there.
+
+        Args:
+            rows: int64 [B].
+        Returns:
+            int32 [B, H, W], 0 to 65535; 0 beside an image.
+        Raises:
+            InputError: for an unknown row, and for a sample without instances.
+        """
+        numbers = self._numbers(rows)
+
+        def instances_of(row: int) -> np.ndarray:
+            found = self._store.instances(self.keys[row])
+            if found is None:
+                raise InputError(f"The sample '{self.keys[row]}' of the store '{self._store.uri}' has no instances.")
+            return found
+
+        canvas = torch.zeros(len(numbers), *self._canvas_size(numbers), dtype=torch.int32)
+        return self._read_maps(numbers, canvas, instances_of)
+
     def release(self, version: int) -> None:
         """Frees the memory of a label version, if it is held; whoever asks for it again has it read again."""
         if self._versions.pop(version, None) is not None:
@@ -247,13 +273,16 @@ class DeviceDataset:
         self, numbers: Sequence[int], canvas_size: tuple[int, int], label_of: Callable[[int], np.ndarray | None]
     ) -> Tensor:
         canvas = torch.full((len(numbers), *canvas_size), PADDING, dtype=torch.uint8)
+        return self._read_maps(numbers, canvas, label_of)
+
+    def _read_maps(self, numbers: Sequence[int], canvas: Tensor, map_of: Callable[[int], np.ndarray | None]) -> Tensor:
         target = canvas.numpy()
 
         def read(place: int) -> None:
-            label = label_of(numbers[place])
-            if label is not None:
-                height, width = label.shape
-                target[place, :height, :width] = label
+            found = map_of(numbers[place])
+            if found is not None:
+                height, width = found.shape
+                target[place, :height, :width] = found
 
         return self._decode(read, canvas)
 

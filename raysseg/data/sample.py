@@ -82,7 +82,8 @@ class Sample:
 
     `key` is its stable identifier, unique in the dataset; `image` uint8 [H, W, 3] RGB; `label` the ground truth and
     `scribble` the given strokes, uint8 [H, W] with classes 0…K−1 and 255 = unlabelled, or None where not known;
-    `tags` the classes that the image is said to contain.
+    `tags` the classes that the image is said to contain; `instances` the dataset's own number of the object that each
+    pixel is of, uint16 [H, W], or None where not known.
     """
 
     key: str
@@ -92,3 +93,4 @@ class Sample:
     scribble: np.ndarray | None = None
     tags: tuple[int, ...] = ()
     expressions: tuple[Expression, ...] = ()
+    instances: np.ndarray | None = None

@@ -7,7 +7,6 @@ import difflib
 import io
 import json
 import os
-import re
 import struct
 import threading
 import zlib
@@ -23,8 +22,8 @@ from PIL import Image
 from raysseg.data.arrow_folder import ArrowFolder
 from raysseg.data.codec import decode_map, encode_map
 from raysseg.data.sample import DatasetInfo, Expression, Sample
+from raysseg.data.sample_checks import check_sample
 from raysseg.errors import InputError, nearest_name
-from raysseg.functional.constants import UNLABELLED
 
 SCHEMA_VERSION = 1
 """Changes whenever a store written before can no longer be read."""
@@ -38,7 +37,6 @@ _UNREADABLE = (OSError, ValueError, IndexError, SyntaxError, struct.error, zlib.
 
 _MANIFEST = "store.json"
 _INDEX = "index.arrow"
-_SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _EXPRESSION = pa.struct([("text", pa.string()), ("mask", pa.large_binary())])
 _ROW = pa.schema(
     [
@@ -51,6 +49,8 @@ _ROW = pa.schema(
         pa.field("tags", pa.list_(pa.int32()), nullable=False),
         pa.field("expressions", pa.list_(_EXPRESSION), nullable=False),
         pa.field("split", pa.string(), nullable=False),
+        # Stores that were written before there were instances lack this column, and are read as having none.
+        pa.field("instances", pa.large_binary()),
     ]
 )
 
@@ -146,6 +146,14 @@ class Store:
         """Scribble map Y uint8 [H, W] (classes 0…K−1, 255 unlabelled) or None. Raises InputError for an unknown key."""
         return self._read(key, lambda row: _map_of(row, "scribble"))
 
+    def instances(self, key: str) -> np.ndarray | None:
+        """The dataset's numbers of its objects, uint16 [H, W], or None. Raises InputError for an unknown key."""
+        return self._read(key, _instances_of)
+
+    def has_instances(self, key: str) -> bool:
+        """Whether the objects are told apart; decodes nothing. Raises InputError for an unknown key."""
+        return self._read(key, _has_instances)
+
     def sample(self, key: str) -> Sample:
         """Everything that is known of one image. Raises InputError for an unknown key."""
         return self._read(key, lambda row: self._sample_of(key, row))
@@ -158,6 +166,7 @@ class Store:
             label=_map_of(row, "label"),
             scribble=_map_of(row, "scribble"),
             tags=tuple(row.column("tags")[0].as_py()),
+            instances=_instances_of(row),
             expressions=tuple(
                 Expression(text=entry["text"], mask=decode_map(entry["mask"]).astype(bool))
                 for entry in row.column("expressions")[0].as_py()
@@ -262,7 +271,7 @@ def write_store(
         with ExitStack() as stack:
             writers: dict[str, _SplitWriter] = {}
             for sample in samples:
-                _check_sample(sample, info.num_classes)
+                check_sample(sample, info.num_classes)
                 if sample.key in index:
                     raise InputError(f"The key '{sample.key}' occurs twice; keys are unique in a dataset.")
                 if sample.split not in writers:
@@ -339,53 +348,21 @@ def _row_of(sample: Sample, schema: pa.Schema, image_encoding: ImageEncoding) ->
             for expression in sample.expressions
         ],
         "split": sample.split,
+        "instances": None if sample.instances is None else encode_map(sample.instances),
     }
     return pa.RecordBatch.from_pylist([row], schema=schema)
 
 
-def _check_sample(sample: Sample, num_classes: int) -> None:
-    if not sample.key:
-        raise InputError("A sample has an empty key; a name that is unique in the dataset is expected.")
-    if not _SPLIT_NAME.fullmatch(sample.split):
-        raise InputError(
-            f"The sample '{sample.key}' is of the split '{sample.split}'; letters, digits and '_-.' are expected."
-        )
-    image = sample.image
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise InputError(
-            f"The image of '{sample.key}' has the dtype {image.dtype} and the shape {image.shape}; "
-            "uint8 [H, W, 3] is expected."
-        )
-    for what, label_map in (("label", sample.label), ("scribble", sample.scribble)):
-        if label_map is not None:
-            _check_plane(sample, what, label_map, np.uint8)
-            counts = np.bincount(label_map.ravel(), minlength=256)
-            counts[:num_classes] = 0
-            counts[UNLABELLED] = 0
-            if counts.any():
-                raise InputError(
-                    f"The {what} of '{sample.key}' holds the value {int(counts.argmax())} in {int(counts.max())} "
-                    f"pixels; classes 0 to {num_classes - 1} or {UNLABELLED} (unlabelled) are expected."
-                )
-    for tag in sample.tags:
-        if not 0 <= tag < num_classes:
-            raise InputError(
-                f"The sample '{sample.key}' has the tag {tag}; classes 0 to {num_classes - 1} are expected."
-            )
-    for expression in sample.expressions:
-        _check_plane(sample, f"mask of '{expression.text}'", expression.mask, np.bool_)
-
-
-def _check_plane(sample: Sample, what: str, plane: np.ndarray, dtype: type[np.generic]) -> None:
-    if plane.dtype != dtype or plane.shape != sample.image.shape[:2]:
-        raise InputError(
-            f"The {what} of '{sample.key}' has the dtype {plane.dtype} and the shape {plane.shape}; "
-            f"{np.dtype(dtype)} {sample.image.shape[:2]} is expected, as its image."
-        )
-
-
 def _map_of(row: pa.RecordBatch, column: str) -> np.ndarray | None:
     return decode_map(_binary(row, column)) if row.column(column)[0].is_valid else None
+
+
+def _has_instances(row: pa.RecordBatch) -> bool:
+    return "instances" in row.schema.names and bool(row.column("instances")[0].is_valid)
+
+
+def _instances_of(row: pa.RecordBatch) -> np.ndarray | None:
+    return _map_of(row, "instances") if _has_instances(row) else None
 
 
 def _binary(row: pa.RecordBatch, column: str) -> pa.Buffer:

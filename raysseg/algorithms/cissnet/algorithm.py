@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from raysseg.algorithms.cissnet.config import CiSSNetConfig, CiSSNetSettings
 from raysseg.algorithms.cissnet.module import CONTEXT, ContextNetworks
@@ -21,8 +22,9 @@ from raysseg.core.algorithm import DONE, Position, SegmentationAlgorithm
 from raysseg.core.modules import SEGMENTER, SegmenterModule
 from raysseg.core.segmenter_phase import SegmenterPhase
 from raysseg.data.batches import GROUND_TRUTH
-from raysseg.evaluation import Scores
+from raysseg.evaluation import Counts
 
+STEP_SCORES = ("miou", "pixel_accuracy", "iiou")
 EPISODE_NUMBERS = ("reward", "context_share", "accuracy")
 
 
@@ -150,24 +152,19 @@ class CiSSNet(SegmentationAlgorithm):
             {"rows": np.arange(first, min(first + size, count), dtype=np.int64), "split": split}
             for first in range(0, count, size)
         ]
-        matrices = torch.as_tensor(np.sum(self.map_runners("score_steps", orders), axis=0))
+        parts: list[list[Counts]] = self.map_runners("score_steps", orders)
+        counts = [functools.reduce(operator.add, of_step) for of_step in zip(*parts, strict=True)]
         options = self.settings.cissnet
-        scores = {
-            step: Scores.from_confusion(matrix) for step, matrix in zip(options.scored_steps, matrices, strict=True)
-        }
-        used = scores[options.inference_steps]
+        records = {step: one.record() for step, one in zip(options.scored_steps, counts, strict=True)}
+        used = records[options.inference_steps]
         self.images_per_second = count / (time.perf_counter() - start)
         return (
             {
                 "split": split,
                 "images": count,
-                "miou": used.miou,
-                "per_class_iou": list(used.per_class_iou),
-                "pixel_accuracy": used.pixel_accuracy,
-                "mean_foreground_dice": used.mean_foreground_dice,
-                "steps": list(scores),
-                "miou_at_steps": [one.miou for one in scores.values()],
-                "pixel_accuracy_at_steps": [one.pixel_accuracy for one in scores.values()],
+                **used,
+                "steps": list(records),
+                **{f"{name}_at_steps": [one[name] for one in records.values()] for name in STEP_SCORES if name in used},
             },
             1,
             True,

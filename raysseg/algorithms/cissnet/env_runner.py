@@ -18,7 +18,7 @@ from raysseg.core.env_runner import SegmentationEnvRunner
 from raysseg.core.modules import SEGMENTER
 from raysseg.data.batches import GROUND_TRUTH
 from raysseg.errors import NonFiniteError
-from raysseg.evaluation import confusion_matrix, predict_steps
+from raysseg.evaluation import Counts, predict_steps
 
 
 class CiSSNetEnvRunner(SegmentationEnvRunner):
@@ -106,7 +106,7 @@ class CiSSNetEnvRunner(SegmentationEnvRunner):
         }
         return episode_records(columns, maps)
 
-    def score_steps(self, *, rows: np.ndarray, split: str) -> np.ndarray:
+    def score_steps(self, *, rows: np.ndarray, split: str) -> list[Counts]:
         """Scores whole images of a split at every t that the variant is scored at.
 
         Args:
@@ -114,14 +114,13 @@ class CiSSNetEnvRunner(SegmentationEnvRunner):
             split: its name.
 
         Returns:
-            Confusion matrices int64 `[t, K, K]`, rows truth, columns prediction.
+            What was counted over them at every t, on the CPU.
         """
         data, settings = self.workspace.split(split), self.settings.evaluation
         steps, classes = self.settings.cissnet.scored_steps, self.workspace.num_classes
+        totals: list[Counts] = []
         network = ContextSegmenter(self.segmenter.online, self.networks.eval(), self.settings.cissnet)
-        total = torch.zeros(len(steps), classes, classes, dtype=torch.int64, device=self.device)
-        for part in np.array_split(rows, max(1, -(-len(rows) // self.settings.engine.inference_batch_size))):
-            index = torch.as_tensor(part, device=self.device)
+        for index in self.inference_batches(rows):
             images, sizes = data.images(index)
             labels = data.labels(index, GROUND_TRUTH)
             probabilities = predict_steps(
@@ -134,9 +133,12 @@ class CiSSNetEnvRunner(SegmentationEnvRunner):
                 flip=settings.flip,
                 autocast_dtype=self.workspace.low_precision,
             )
-            for place, one in enumerate(probabilities):
-                total[place] += confusion_matrix(one.argmax(1), labels, classes)
-        return total.cpu().numpy()
+            instances = self.scored_instances(data, index)
+            counts = [
+                Counts.of(one.argmax(1), labels, classes, instances=instances, sizes=sizes) for one in probabilities
+            ]
+            totals = [total + one for total, one in zip(totals, counts, strict=True)] if totals else counts
+        return [total.cpu() for total in totals]
 
 
 def _host(values: list[torch.Tensor], empty: tuple[int, ...]) -> np.ndarray:

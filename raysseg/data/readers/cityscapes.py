@@ -1,7 +1,9 @@
 """Cityscapes: 19 classes of street scenes, `leftImg8bit/<split>/<city>` and `gtFine/<split>/<city>`.
 
 Labels are `…_gtFine_labelTrainIds.png` (0…18, 255), which the dataset's own scripts make, or else the released
-`…_gtFine_labelIds.png` (0…33), whose values are turned into the same 19 classes here.
+`…_gtFine_labelIds.png` (0…33), whose values are turned into the same 19 classes here. Instances are
+`…_gtFine_instanceIds.png`: label id · 1000 + number of the object, or the label id alone (below 1000) for what has no
+objects and for groups whose objects are not told apart.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raysseg.data.readers.images import SampleFiles, classes_of, make_sample, read_index_map
+from raysseg.data.readers.images import SampleFiles, classes_of, make_sample, read_id_map, read_index_map
 from raysseg.data.sample import DatasetInfo, Sample
 from raysseg.errors import InputError, nearest_name
 from raysseg.functional.constants import UNLABELLED
@@ -44,6 +46,9 @@ IMAGES, LABELS = "leftImg8bit", "gtFine"
 IMAGE_ENDING = "_leftImg8bit.png"
 TRAIN_IDS_ENDING = "_gtFine_labelTrainIds.png"
 LABEL_IDS_ENDING = "_gtFine_labelIds.png"
+INSTANCE_IDS_ENDING = "_gtFine_instanceIds.png"
+OBJECTS_PER_LABEL_ID = 1000
+"""An instance id is the label id times this, plus the number of the object."""
 UNLABELLED_SPLIT = "test"
 """Its labels are kept back: the files in `gtFine/test` name nothing but what is never counted."""
 
@@ -75,8 +80,8 @@ class CityscapesReader:
         """Files of a split by city and name.
 
         Raises:
-            InputError: there is no such split, a file lies or is named otherwise than in Cityscapes, or an image has no
-                label or a label no image.
+            InputError: there is no such split, a file lies or is named otherwise than in Cityscapes, an image has no
+                label or a label no image, or only some images have instances.
         """
         images = self._by_key(self._root / IMAGES / split, (IMAGE_ENDING,), "image")
         if split == UNLABELLED_SPLIT:
@@ -100,7 +105,11 @@ class CityscapesReader:
                     f"The image '{path}' has no label: '{city / (key + TRAIN_IDS_ENDING)}' or "
                     f"'{key}{LABEL_IDS_ENDING}' is expected" + (f", not {', '.join(there)}." if there else ".")
                 )
-        return [SampleFiles(key=key, split=split, image=path, label=labels[key]) for key, path in images.items()]
+        instances = _instances_beside(labels)
+        return [
+            SampleFiles(key=key, split=split, image=path, label=labels[key], instances=instances.get(key))
+            for key, path in images.items()
+        ]
 
     def read(self, files: SampleFiles) -> Sample:
         """Reads one sample; raises InputError where a file is wrong."""
@@ -113,7 +122,8 @@ class CityscapesReader:
                 label = classes_of(
                     values, files.label, kind="label", class_names=self.info.class_names, unlabelled=[UNLABELLED]
                 )
-        return make_sample(files, label, None, self.info)
+        instances = None if files.instances is None else _read_instances(files.instances)
+        return make_sample(files, label, None, self.info, instances)
 
     def _by_key(self, folder: Path, endings: tuple[str, ...], kind: str) -> dict[str, Path]:
         """Lists the files of all cities whose names have one of the endings, of which a later one goes before an
@@ -147,6 +157,33 @@ class CityscapesReader:
         if key in found and found[key].parent != path.parent:
             raise InputError(f"'{path}' and '{found[key]}' are two {kind}s of one name.")
         found[key] = path
+
+
+def _instances_beside(labels: dict[str, Path]) -> dict[str, Path]:
+    """Returns the files of instances that lie beside the labels: one for each of them, or none at all."""
+    expected = {key: path.with_name(key + INSTANCE_IDS_ENDING) for key, path in labels.items()}
+    found = {key: path for key, path in expected.items() if path.is_file()}
+    if found and len(found) < len(expected):
+        absent = next(path for key, path in expected.items() if key not in found)
+        raise InputError(
+            f"{len(found)} of the {len(expected)} labels in '{absent.parent.parent}' have instances beside them, but "
+            f"'{absent}' does not exist; one for every label, or none at all, is expected."
+        )
+    return found
+
+
+def _read_instances(path: Path) -> np.ndarray:
+    """Reads instance ids, uint16 `[H, W]`; raises InputError where a file is wrong."""
+    values = read_id_map(path, "instance map")
+    end = (LAST_LABEL_ID + 1) * OBJECTS_PER_LABEL_ID
+    wrong = (values < 0) | (values >= end)
+    if wrong.any():
+        y, x = np.argwhere(wrong)[0]
+        raise InputError(
+            f"The instance map '{path}' holds the value {values[y, x]} at row {y}, column {x}, which is no instance id "
+            f"of Cityscapes; 0 to {end - 1} are expected."
+        )
+    return values.astype(np.uint16)
 
 
 def classes_of_label_ids(values: np.ndarray, path: Path) -> np.ndarray:

@@ -22,13 +22,14 @@ _ORIENTATION = 0x0112
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleFiles:
-    """Where one sample's image, label and scribble lie; None where there is none."""
+    """Where one sample's image, label, scribble and instances lie; None where there is none."""
 
     key: str
     split: str
     image: Path
     label: Path | None = None
     scribble: Path | None = None
+    instances: Path | None = None
 
     def without_scribble(self) -> SampleFiles:
         """The same sample, with its scribble left unread."""
@@ -36,7 +37,7 @@ class SampleFiles:
 
     def paths(self) -> list[Path]:
         """All files that exist for this sample."""
-        return [path for path in (self.image, self.label, self.scribble) if path is not None]
+        return [path for path in (self.image, self.label, self.scribble, self.instances) if path is not None]
 
 
 class Reader(Protocol):
@@ -111,6 +112,20 @@ def read_index_map(path: Path, kind: str) -> np.ndarray:
     return values
 
 
+def read_id_map(path: Path, kind: str) -> np.ndarray:
+    """Reads the values of a one-channel image of 16 or 32 bits, int32 [H, W].
+
+    Raises:
+        InputError: where the file is missing or broken, has several channels or 8 bits, which cut larger ids off.
+    """
+    image = _load(path, kind)
+    if not image.mode.startswith("I"):
+        raise InputError(
+            f"The {kind} '{path}' is an image of mode {image.mode}; a PNG with one channel of 16 bits is expected."
+        )
+    return np.asarray(image).astype(np.int32)
+
+
 def classes_of(
     values: np.ndarray, path: Path, *, kind: str, class_names: tuple[str, ...], unlabelled: Iterable[int]
 ) -> np.ndarray:
@@ -133,14 +148,24 @@ def classes_of(
     return result.astype(np.uint8)
 
 
-def make_sample(files: SampleFiles, label: np.ndarray | None, scribble: np.ndarray | None, info: DatasetInfo) -> Sample:
+def make_sample(
+    files: SampleFiles,
+    label: np.ndarray | None,
+    scribble: np.ndarray | None,
+    info: DatasetInfo,
+    instances: np.ndarray | None = None,
+) -> Sample:
     """Reads the image and puts the sample together; its tags are the foreground classes of the label or scribble.
 
     Raises:
         InputError: where the sizes differ, or the scribble has no labelled pixel.
     """
     image = read_image(files.image)
-    for kind, path, values in (("label", files.label, label), ("scribble", files.scribble, scribble)):
+    for kind, path, values in (
+        ("label", files.label, label),
+        ("scribble", files.scribble, scribble),
+        ("instance map", files.instances, instances),
+    ):
         if values is not None and values.shape != image.shape[:2]:
             raise InputError(
                 f"The {kind} '{path}' has {values.shape[1]}×{values.shape[0]} pixels (width×height), but its image "
@@ -157,6 +182,7 @@ def make_sample(files: SampleFiles, label: np.ndarray | None, scribble: np.ndarr
         label=label,
         scribble=scribble,
         tags=tuple(k for k in present if k != 0 or not info.has_background),
+        instances=instances,
     )
 
 
