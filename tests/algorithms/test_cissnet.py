@@ -144,7 +144,7 @@ def rolled_out(algorithm: CiSSNet, **context: Any) -> pa.RecordBatch:
     from raysseg.core import rollout
 
     orders = rollout.order(np.arange(4), np.arange(10, 14))
-    values = {"segmenter_version": 0, "policy_version": 0, "probabilities": True, **context}
+    values = {"segmenter_version": 0, "policy_version": 0, "steps": STEPS, "probabilities": True, **context}
     return algorithm.env_runner.sample(records=orders, context=values)
 
 
@@ -153,7 +153,7 @@ def test_a_rollout_is_a_function_of_its_order(learn: Train) -> None:
     first, again = rolled_out(algorithm), rolled_out(algorithm)
     assert first.equals(again)
     assert first.schema.equals(EPISODE_SCHEMA)
-    maps = read_maps(first, STEPS)
+    maps = read_maps(first)
     assert maps.predictions.shape == (STEPS + 1, 4, *CELLS)
     assert maps.actions.shape == (STEPS, 4, *CELLS)
     assert maps.probabilities is not None
@@ -164,7 +164,7 @@ def test_a_rollout_is_a_function_of_its_order(learn: Train) -> None:
 def test_the_learner_rebuilds_what_was_played(learn: Train) -> None:
     algorithm, _ = learn(cissnet__learning__updates=1, cissnet__network__dropout=0.0)
     records = rolled_out(algorithm)
-    maps = read_maps(records, STEPS)
+    maps = read_maps(records)
     (learner,) = [one.get() for one in algorithm.learner_group.foreach_learner(lambda learner: learner)]
     from raysseg.core.learner import Preparation
 
@@ -197,7 +197,7 @@ def test_maps_survive_the_wire() -> None:
         "policy_version": [1, 1],
     }
     records = episode_records(columns, maps)
-    found = read_maps(records, 3)
+    found = read_maps(records)
     for name in ("predictions", "actions", "probabilities"):
         assert np.array_equal(getattr(found, name), getattr(maps, name)), name
     other = episode_records(
@@ -205,7 +205,7 @@ def test_maps_survive_the_wire() -> None:
     )
     both = pa.Table.from_batches([records, other]).combine_chunks().to_batches()[0]
     with pytest.raises(InputError, match=r"sizes \[\(4, 7\), \(5, 7\)\], expected one size"):
-        read_maps(both, 3)
+        read_maps(both)
 
 
 def test_positions_boxes_and_contexts_by_hand() -> None:

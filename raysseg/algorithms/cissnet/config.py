@@ -64,7 +64,8 @@ class RewardOptions(Settings):
 class LearningOptions(Settings):
     """How the three networks learn together (Eq. 5-7)."""
 
-    updates: int = Field(20000, ge=1, description="[R] updates; not in the paper")
+    base_updates: int = Field(0, ge=0, description="[R] updates of the Base Net alone, before contexts begin")
+    updates: int = Field(20000, ge=1, description="[R] updates with contexts; not in the paper")
     batch_size: int = Field(
         32, ge=1, description="[P] crops per update, 2 on each of 16 GPUs; the rollouts of an update share them"
     )
@@ -149,6 +150,11 @@ class CiSSNetOptions(Settings):
     def stages(self) -> int:
         """Learning is one stage, so schedulers that compare stages have nothing to decide."""
         return int(self.trains)
+
+    @property
+    def total_updates(self) -> int:
+        """Updates of every variant, which one schedule runs over."""
+        return self.learning.base_updates + self.learning.updates
 
     @property
     def trains(self) -> bool:

@@ -109,7 +109,9 @@ class CiSSNetLearner(SegmentationLearner):
         wanted = Preparation(kind="context", records=minibatch.records)
         batch: Episodes = self.learners.agree(lambda: self.prefetch.take(wanted))
         optimiser = self.get_optimizer(CONTEXT, CONTEXT)
-        rate = learning.optimiser.learning_rate * schedule_factor(learning.optimiser, update / learning.updates)
+        rate = learning.optimiser.learning_rate * schedule_factor(
+            learning.optimiser, update / self.settings.cissnet.total_updates
+        )
         set_learning_rate(optimiser, rate)
         with self.workspace.autocast():
             features = domain_features(
@@ -151,7 +153,7 @@ class CiSSNetLearner(SegmentationLearner):
         rows = torch.tensor(np.asarray(records.column("row")), dtype=torch.int64)
         seeds = to_device(np.asarray(records.column("seed")), device)
         images, labels = read_crops(self.workspace.train, rows, seeds, self.settings.training, GROUND_TRUTH)
-        maps = read_maps(records, self.settings.cissnet.episode_steps)
+        maps = read_maps(records)
         return Episodes(
             images=images,
             labels=labels,

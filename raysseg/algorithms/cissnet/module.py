@@ -66,7 +66,7 @@ class ContextNetworks(nn.Module):
         if self.bias is not None and len(contexts):
             changed = self.bias(self.bias.prepare(features), contexts.flatten(0, 1))
             logits = torch.cat([logits, logits + changed.unflatten(0, contexts.shape[:2])])
-        if self.context is None:
+        if self.context is None or not len(contexts):
             return Played(logits, None, None)
         actions, values = self.context(self.context.prepare(features), predictions.flatten(0, 1))
         shape = predictions.shape[:2]

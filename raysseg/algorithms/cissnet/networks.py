@@ -172,6 +172,8 @@ class BiasNet(nn.Module):
         self.encoder = encoder
         self.trunk = ContextTrunk(features, encoder.channels, width, per_group, dropout)
         self.last = nn.Conv2d(width, classes, 1, bias=False)
+        # S-Net begins as the Base Net.
+        nn.init.zeros_(self.last.weight)
 
     def prepare(self, features: Tensor) -> Tensor:
         """Returns what of X `[B, C, h, w]` does not change along an episode, `[B, width, h, w]`."""

@@ -23,14 +23,16 @@ class ContextPlan:
 
     Args:
         algorithm: the run, which holds fresh rollouts, versions and published weights.
+        steps: of every episode.
+        first: updates that came before this plan's; crops, the schedule and dropout count them.
 
     Source: the order of crops is a reconstruction; what is learned is Eq. 5-7.
     """
 
     goes_on_from_replay = False
 
-    def __init__(self, algorithm: CiSSNet) -> None:
-        self._algorithm = algorithm
+    def __init__(self, algorithm: CiSSNet, *, steps: int, first: int) -> None:
+        self._algorithm, self._steps, self._first = algorithm, steps, first
         self._settings = algorithm.settings
         self.learned_from: list[pa.RecordBatch] = []
         self._under_way = 0
@@ -42,6 +44,7 @@ class ContextPlan:
         """
         size, seed = self._settings.rollout_size, self._settings.seed
         count = len(self._algorithm.train_keys)
+        number += self._first * self._settings.rollouts_per_update
         epochs, at = np.divmod(np.arange(number * size, (number + 1) * size), count)
         orders = {epoch: draw_order(seed, "context", int(epoch), count=count) for epoch in np.unique(epochs)}
         seeds = {epoch: draw_seeds(seed, "context-crops", int(epoch), count=count) for epoch in orders}
@@ -49,6 +52,7 @@ class ContextPlan:
         context = {
             "segmenter_version": self._algorithm.segmenter_version,
             "policy_version": policy_version,
+            "steps": self._steps,
             "probabilities": self._settings.engine.mode == "asynchronous",
         }
         rows = np.array([orders[epoch][index] for epoch, index in places])
@@ -84,7 +88,7 @@ class ContextPlan:
         records = pa.Table.from_batches(taken).combine_chunks().to_batches()[0]
         version = self._algorithm.policy_version + self._under_way
         self._under_way += 1
-        context = {"update": update, "policy_version": version, "seed": self._settings.seed}
+        context = {"update": self._first + update, "policy_version": version, "seed": self._settings.seed}
         return LearnerWork(kind="context", records=records, context=context, minibatches=(records.num_rows,))
 
     def learned(self, update: int, records: pa.RecordBatch, numbers: dict[str, Any]) -> None:

@@ -92,22 +92,24 @@ def episode_records(columns: Mapping[str, Sequence[Any] | np.ndarray], maps: Epi
     return pa.RecordBatch.from_arrays(arrays, schema=EPISODE_SCHEMA)
 
 
-def read_maps(records: pa.RecordBatch, steps: int) -> EpisodeMaps:
+def read_maps(records: pa.RecordBatch) -> EpisodeMaps:
     """Reads the maps of episodes.
 
     Args:
-        records: of `EPISODE_SCHEMA`, B of them, all of one size.
-        steps: T.
+        records: of `EPISODE_SCHEMA`, B of them, all of one size and number of steps.
 
     Raises:
-        InputError: where their sizes differ.
+        InputError: where their sizes or steps differ.
 
     Source: design.
     """
     sizes = set(zip(records.column("height").to_pylist(), records.column("width").to_pylist(), strict=True))
     if len(sizes) != 1:
         raise InputError(f"Episodes of one minibatch have maps of the sizes {sorted(sizes)}, expected one size.")
-    ((height, width),) = sizes
+    lengths = {len(one) for one in records.column("reward")}
+    if len(lengths) != 1:
+        raise InputError(f"Episodes of one minibatch have {sorted(lengths)} steps, expected one number of steps.")
+    ((height, width),), (steps,) = sizes, lengths
     cells, count = height * width, records.num_rows
 
     def unpacked(name: str, kind: type, length: int) -> np.ndarray:
