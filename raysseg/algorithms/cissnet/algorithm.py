@@ -31,7 +31,8 @@ EPISODE_NUMBERS = ("reward", "context_share", "accuracy")
 class CiSSNet(SegmentationAlgorithm):
     """Context-reinforced segmentation (Zhou et al., CVPR 2019) and what the paper compares it with.
 
-    Phases: pretrain → evaluate (the segmenter that X is from) → learn → evaluate (at every t). `none` ends with the first.
+    Phases: pretrain → evaluate (the segmenter that X is from) → base (the Base Net alone, where it has updates of its own) →
+    learn → evaluate (at every t). `none` ends with the first evaluation.
     """
 
     settings: CiSSNetSettings
@@ -64,18 +65,21 @@ class CiSSNet(SegmentationAlgorithm):
         if finished is None:
             return "pretrain" if training.pretrained is None and training.pretrain_epochs > 0 else "evaluate"
         if finished.phase == "evaluate":
-            return "learn" if finished.stage < self.num_stages else DONE
-        return "evaluate"
+            if finished.stage == self.num_stages:
+                return DONE
+            return "base" if self.settings.cissnet.learning.base_updates else "learn"
+        return "learn" if finished.phase == "base" else "evaluate"
 
     def next_stage(self, finished: Position) -> int:
         """Returns the stage of the phase after a finished one: learning begins the only one."""
-        return finished.stage + (self.next_phase(finished) == "learn")
+        return int(finished.stage > 0 or self.next_phase(finished) in ("base", "learn"))
 
     def iterations_left(self) -> int:
         """Returns the iterations of the rest of this phase and of all later ones."""
         chunk, left, position = self.settings.engine.updates_per_iteration, 0, self.position
         while position.phase != DONE:
-            length = {"pretrain": self._pretrain_updates, "learn": self.settings.cissnet.learning.updates}
+            learning = self.settings.cissnet.learning
+            length = {"pretrain": self._pretrain_updates, "base": learning.base_updates, "learn": learning.updates}
             each = chunk if position.phase in length else 1
             left += max(1, -(-(length.get(position.phase, 1) - position.step) // each))
             position = Position(phase=self.next_phase(position), stage=self.next_stage(position))
@@ -101,24 +105,42 @@ class CiSSNet(SegmentationAlgorithm):
 
     # ---- learn ------------------------------------------------------------------------------------------------------
 
+    def run_base(self, position: Position) -> tuple[dict[str, Any], int, bool]:
+        """Trains the Base Net alone, on episodes without a step; a step of the phase is one update."""
+        return self._update(position, self.settings.cissnet.learning.base_updates, episode_steps=0, first=0)
+
     def run_learn(self, position: Position) -> tuple[dict[str, Any], int, bool]:
-        """Plays contexts and learns from them; a step is one update."""
-        start, engine, total = time.perf_counter(), self.settings.engine, self.settings.cissnet.learning.updates
+        """Plays contexts and learns from them; a step of the phase is one update."""
+        options = self.settings.cissnet
+        steps, first = options.episode_steps, options.learning.base_updates
+        return self._update(position, options.learning.updates, episode_steps=steps, first=first)
+
+    def _update(
+        self, position: Position, total: int, *, episode_steps: int, first: int
+    ) -> tuple[dict[str, Any], int, bool]:
+        start, engine = time.perf_counter(), self.settings.engine
         self.publish(SEGMENTER, CONTEXT)
         steps = min(engine.updates_per_iteration, total - position.step)
-        loop = self.enter_loop(lambda: ContextPlan(self), updates=total, done=position.step, modules=(CONTEXT,))
+        loop = self.enter_loop(
+            lambda: ContextPlan(self, steps=episode_steps, first=first),
+            updates=total,
+            done=position.step,
+            modules=(CONTEXT,),
+        )
         loop.plan.learned_from.clear()
         numbers = loop.run(steps, should_stop=self.should_stop)
         episodes, done = list(loop.plan.learned_from), position.step + len(numbers)
         self.leave_loop(over=done >= total)
+        if done >= total:
+            self.fresh.clear()
         if engine.write_rollouts and episodes:
             rollout.write_parquet(
-                episodes, Path(self.config.run_dir) / "rollouts" / f"learn-update-{position.step:06d}.parquet"
+                episodes, Path(self.config.run_dir) / "rollouts" / f"update-{first + position.step:06d}.parquet"
             )
         self.images_per_second = sum(one.num_rows for one in episodes) / max(time.perf_counter() - start, 1e-9)
         names = [name for name in (numbers[0] if numbers else {}) if name != "timing"]
         means = {name: float(np.mean([one[name] for one in numbers])) for name in names}
-        record = {"update": done, **means, **(self._episode_numbers(episodes) if episodes else {})}
+        record = {"update": first + done, **means, **(self._episode_numbers(episodes) if episodes else {})}
         return record, len(numbers), done >= total
 
     def _episode_numbers(self, episodes: list[pa.RecordBatch]) -> dict[str, Any]:
@@ -206,6 +228,7 @@ class CiSSNet(SegmentationAlgorithm):
         own = state.get("cissnet")
         if own is not None:
             self.fresh[:] = rollout.from_bytes(own["fresh"])
-            step = self.position.step if self.position.phase == "learn" else 0
-            if self.position.stage == 0 or self.position.phase == "learn":
-                rollout.remove_later(Path(self.config.run_dir) / "rollouts", (step,))
+            position, first = self.position, self.settings.cissnet.learning.base_updates
+            if position.stage == 0 or position.phase in ("base", "learn"):
+                done = position.step + (first if position.phase == "learn" else 0)
+                rollout.remove_later(Path(self.config.run_dir) / "rollouts", (done,))

@@ -54,7 +54,8 @@ class CiSSNetEnvRunner(SegmentationEnvRunner):
 
         Args:
             records: columns `row` and `seed`; the seed is that of the crop and of everything drawn in its episode.
-            context: `segmenter_version`, `policy_version`, and `probabilities`: whether those of the actions are wanted.
+            context: `segmenter_version`, `policy_version`, `steps` of every episode, and `probabilities`: whether those of the
+                actions are wanted.
 
         Returns:
             The episodes in the schema of `raysseg.algorithms.cissnet.steps`.
@@ -63,7 +64,7 @@ class CiSSNetEnvRunner(SegmentationEnvRunner):
             NonFiniteError: a logit is not finite; with the keys.
         """
         rows, seeds = (np.array(records.column(name)) for name in ("row", "seed"))
-        env, options = self.env, self.settings.cissnet
+        env = self.env
         env.use_networks(self.segmenter.online, self.networks.eval())
         env.reset(options={"rows": rows.astype(np.int64), "seeds": seeds})
         episode = env.episode
@@ -72,7 +73,7 @@ class CiSSNetEnvRunner(SegmentationEnvRunner):
         predictions, actions, probabilities = [episode.predictions], [], []
         rewards, shares, right = [], [], [env.accuracy()]
         finite = torch.isfinite(episode.logits).flatten(1).all(1)
-        for _ in range(options.episode_steps):
+        for _ in range(context["steps"]):
             with self.workspace.autocast():
                 choice = episode.choose(own_seeds)
             _, reward, _, _, info = env.step(choice.actions)
