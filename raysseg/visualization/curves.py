@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from raysseg.visualization.run_directory import Row, VariantRun, number
+from raysseg.visualization.run_directory import SAMPLING_PHASES, Row, VariantRun, number
 from raysseg.visualization.tables import group_by_label, spread
 
 COLOURS = ("#4269d0", "#e8743b", "#2a9d6f", "#b0489c", "#8c6d46", "#3aa7c2", "#d64550", "#7f7f7f", "#c9a227", "#5e4fa2")
@@ -250,19 +250,25 @@ EXPLORATION_PANELS: dict[str, dict[str, str]] = {
     "searcher loss": {"searcher_loss": "searcher"},
     "does the assessor know the reward?": {"corr_q_r": "corr(q, r)", "share_positive_reward": "share of r > 0"},
     "action sensitivity |∂q/∂a|": {"action_sensitivity": "|∂q/∂a|"},
-    "return of an episode (points of mIoU)": {"episode_return": "sum of r"},
+    "return of an episode": {"episode_return": "sum of r"},
     "loss of the query network": {"q_loss": "loss"},
     "Q of the chosen and its target": {"q_value": "Q", "q_target": "target"},
     "exploration": {"epsilon": "epsilon"},
+    "loss of the networks on X": {"loss": "whole", "segmentation_loss": "segmentation"},
+    "policy loss": {"policy_loss": "policy"},
+    "value loss": {"value_loss": "value"},
+    "entropy of the policy (nats)": {"entropy": "entropy"},
+    "share of the positions in the context": {"context_share": "share"},
+    "share of the positions that are right": {"first_accuracy": "at t = 0", "last_accuracy": "at the end"},
 }
 
 
 def exploration_figure(run: VariantRun) -> Figure | None:
-    """Thresholds per stage, and reward parts, losses and diagnostics over the exploration; None where there is nothing.
+    """Thresholds per stage, and reward parts, losses and diagnostics over the sampling; None where there is nothing.
 
     Faint: every logged value; solid: running mean within the stage; dotted: a new stage begins.
     """
-    rows = run.rows("explore", "play")
+    rows = run.rows(*SAMPLING_PHASES)
     panels = {
         title: keys
         for title, keys in EXPLORATION_PANELS.items()

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from raysseg.visualization.curves import COLOURS, legend, make_panels, prepare_axes, smooth
-from raysseg.visualization.run_directory import Row, VariantRun, number
+from raysseg.visualization.run_directory import SAMPLING_PHASES, Row, VariantRun, number
 
 ENGINE_PANELS: dict[str, tuple[str, dict[str, str]]] = {
     "rollouts per second": ("", {"rollouts_per_second": "rollouts"}),
@@ -51,7 +51,7 @@ def engine_rows(run: VariantRun) -> list[Row]:
 def engine_figure(run: VariantRun) -> Figure | None:
     """What actors and learner did over the minutes of the run; None where nothing was sampled.
 
-    Shaded: exploration or play. Minutes count the iterations alone, so the time between a kill and a resume is left out.
+    Shaded: actors sample. Minutes count the iterations alone, so the time between a kill and a resume is left out.
     """
     rows = engine_rows(run)
     if not any(number(row, "rollouts_per_second") for row in rows):
@@ -69,7 +69,7 @@ def engine_figure(run: VariantRun) -> Figure | None:
     for axes, (title, (unit, keys)) in zip(all_axes, panels.items(), strict=True):
         prepare_axes(axes, title=title, x="minutes", y=unit)
         for phase, begin, end in spans:
-            if phase in ("explore", "play"):
+            if phase in SAMPLING_PHASES:
                 axes.axvspan(minutes[begin - 1] if begin else 0.0, minutes[end - 1], color="#f1f1f1", lw=0, zorder=0)
         for index, (key, name) in enumerate(keys.items()):
             values = [number(row, key) for row in rows]

@@ -14,13 +14,15 @@ from matplotlib.figure import Figure
 from raysseg.visualization import curves
 from raysseg.visualization.alarms import alarms
 from raysseg.visualization.engine_curves import engine_figure
-from raysseg.visualization.run_directory import RunDirectory, VariantRun, load_variant_runs
+from raysseg.visualization.run_directory import SAMPLING_PHASES, RunDirectory, VariantRun, load_variant_runs
+from raysseg.visualization.step_curves import step_figure, step_spreads
 from raysseg.visualization.tables import (
     ComparisonRow,
     comparison_table,
     default_baseline,
     footnotes,
     group_by_label,
+    percent,
     spread,
     table_cells,
 )
@@ -29,7 +31,7 @@ Groups = dict[str, list[VariantRun]]
 """The runs behind each row of the comparison."""
 
 EXPLORATION_CAPTION = "Faint: every logged value; solid: running mean within the stage; dotted: a new stage begins."
-ENGINE_CAPTION = "Faint: every iteration; solid: running mean; grey: exploration or play."
+ENGINE_CAPTION = "Faint: every iteration; solid: running mean; grey: actors sample."
 
 STYLE = """
 :root { color-scheme: light; }
@@ -98,6 +100,20 @@ def _headline(rows: Sequence[ComparisonRow]) -> str:
     return _table(headers, lines) + f"<ul>{notes}</ul>"
 
 
+def _steps(runs: Sequence[VariantRun]) -> str:
+    """Variants × t: the mIoU after t contexts; nothing where none was scored at several t."""
+    found = step_spreads(runs)
+    if not found:
+        return ""
+    times = sorted({step for spreads in found.values() for step in spreads})
+    lines = []
+    for label, spreads in found.items():
+        seeds = max(value.n for value in spreads.values())
+        cells = [label, *(percent(spreads.get(step), seeds=seeds) for step in times)]
+        lines.append(("", [f"<td>{escape(cell)}</td>" for cell in cells]))
+    return _table(["mIoU (%)", *(f"t = {step}" for step in times)], lines)
+
+
 def _shade(value: float) -> str:
     """Background of an IoU cell, 0…1: white to blue, always light enough for dark text."""
     low, high = (255, 255, 255), (112, 166, 219)
@@ -160,7 +176,7 @@ def _hazards(groups: Groups) -> str:
             parts.append('<ul class="alarms">' + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>")
         elif any(member.rows("explore") for member in members):
             parts.append('<p class="fine">No alarm: reward, correlation, acceptance and thresholds are as usual.</p>')
-        elif not any(member.rows("play") for member in members):
+        elif not any(member.rows(*SAMPLING_PHASES) for member in members):
             parts.append('<p class="note">This variant explores nothing; the alarms do not apply.</p>')
         for member in members:
             figure = curves.exploration_figure(member)
@@ -228,6 +244,12 @@ def write_report(runs: Sequence[Path], out: Path, *, baseline: str | None = None
             "mIoU over the stages",
             "Line: mean of the seeds; band: ± one standard deviation.",
         ),
+        "Accuracy over the steps": _figure(
+            step_figure(variant_runs),
+            "mIoU over the steps",
+            "Line: mean of the finished seeds; band: ± one standard deviation.",
+        )
+        + _steps(variant_runs),
         "Labels over the stages": _figure(
             curves.label_figure(variant_runs), "Labelled share, precision and acceptance"
         ),

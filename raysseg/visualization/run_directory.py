@@ -15,6 +15,9 @@ from raysseg.errors import InputError
 Row = dict[str, Any]
 """One line of metrics.jsonl."""
 
+SAMPLING_PHASES = ("explore", "play", "base", "learn")
+"""Phases in which actors sample and a policy, or what it acts on, learns from it."""
+
 _SEED_FOLDER = re.compile(r"seed-(\d+)")
 
 
