@@ -21,7 +21,7 @@ from raysseg.cli.inference_options import FlipOption, ScalesOption, parse_scales
 from raysseg.cli.progress import Progress
 from raysseg.core.metrics_writer import write_atomically
 from raysseg.data import Store
-from raysseg.errors import InputError
+from raysseg.errors import CannotPredictError, InputError
 from raysseg.evaluation import Counts, tells_objects_apart
 from raysseg.visualization import VariantRun, load_variant_runs
 
@@ -57,12 +57,21 @@ def evaluate_command(
     finished = [entry for entry in runs if entry.finished]
     if not finished:
         raise InputError(f"{run} has no finished variant: {_name(runs[0])} is {runs[0].status()}.")
-    jobs = [_prepare(entry, other, split, factors, flip) for entry in finished]
+    jobs, left_out = [], []
+    for entry in finished:
+        try:
+            jobs.append(_prepare(entry, other, split, factors, flip))
+        except CannotPredictError as error:
+            left_out.append(f"{_name(entry)} was left out. {error}")
+            if len(left_out) == len(finished):
+                raise
     results = []
     with Progress(sum(len(job.store.keys(job.split)) for job in jobs), "evaluating") as bar:
         for entry in runs:
             if not entry.finished:
                 bar.note(f"{_name(entry)} was left out, it is {entry.status()}.")
+        for sentence in left_out:
+            bar.note(sentence)
         done = 0
         for job in jobs:
 

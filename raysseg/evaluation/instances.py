@@ -28,7 +28,7 @@ Source: `avgClassSize` in cityscapesscripts/evaluation/evalPixelLevelSemanticLab
 AVERAGE_SIZES_AREA = 2048 * 1024
 """Pixels of the images that `AVERAGE_SIZES` were counted on, Cityscapes' own."""
 
-_STEPS_PER_PIXEL = 1 << 16
+_STEPS_PER_PIXEL = 1 << 20
 _LABEL_IDS = -(-(1 << 16) // OBJECTS_PER_LABEL_ID)
 """A uint16 holds label ids below this."""
 
@@ -43,7 +43,7 @@ def instance_sums(prediction: Tensor, instances: Tensor, sizes: Tensor) -> Tenso
 
     An object's pixels together weigh as much as the mean size of its class, scaled by the image's area over that of
     Cityscapes' own images; without this a class would weigh more against its false positives in images made smaller.
-    The sums of an image are rounded to 1/65536 pixel, so that those of a set do not depend on the order of its images.
+    The sums of an image are rounded to 2^-20 pixel, so that those of a set do not depend on the order of its images.
 
     Args:
         prediction: uint8 or int64 [B, H, W], Cityscapes' classes 0…18.

@@ -113,7 +113,7 @@ def read_index_map(path: Path, kind: str) -> np.ndarray:
 
 
 def read_id_map(path: Path, kind: str) -> np.ndarray:
-    """Reads the values of a one-channel image of 16 or 32 bits, int32 [H, W].
+    """Reads the values of a one-channel image of 16 bits, int32 [H, W].
 
     Raises:
         InputError: where the file is missing or broken, has several channels or 8 bits, which cut larger ids off.
