@@ -10,6 +10,10 @@ class InputError(ValueError):
     """Something that was given (a key, a file, a dataset) is wrong; the message is one sentence that says what was expected."""
 
 
+class CannotPredictError(InputError):
+    """A finished variant looks at the truth, so it segments nothing that has none."""
+
+
 class NonFiniteError(RuntimeError):
     """A loss or a reward is not finite; the message names the step, the tensor and the sample keys that held it."""
 

@@ -265,6 +265,15 @@ class CiSSNetConfig(SegmentationConfig):
 
         self.env_runners(env_runner_cls=CiSSNetEnvRunner)
 
+    def apply(self, settings: MethodSettings, *, run_dir: str, store_uri: str | None = None) -> CiSSNetConfig:
+        """Takes over the settings, as `SegmentationConfig.apply` does, and refuses what does not fit the data."""
+        from raysseg.algorithms.cissnet.checks import check_run
+        from raysseg.data.store import Store
+
+        super().apply(settings, run_dir=run_dir, store_uri=store_uri)
+        check_run(self.settings, Store.open(self.store_uri))
+        return self
+
     def get_default_learner_class(self) -> type:
         """Returns CiSS-Net's learner."""
         from raysseg.algorithms.cissnet.learner import CiSSNetLearner

@@ -10,7 +10,7 @@ from raysseg.algorithms.cissnet.config import CiSSNetSettings
 from raysseg.algorithms.cissnet.features import feature_shape
 from raysseg.algorithms.cissnet.module import ContextNetworks
 from raysseg.algorithms.cissnet.segmenter import ContextSegmenter
-from raysseg.errors import InputError
+from raysseg.errors import CannotPredictError, InputError
 from raysseg.segmenters import Segmenter
 
 CONTEXT_FILE = "context/networks.safetensors"
@@ -62,7 +62,8 @@ def load_predictor(settings: CiSSNetSettings, folder: Path, segmenter: Segmenter
         segmenter: that X is from.
 
     Raises:
-        InputError: the networks cannot be read, or the policy looks at the truth.
+        InputError: the networks cannot be read.
+        CannotPredictError: the policy looks at the truth.
 
     Source: CiSS-Net, Sec. 4.1.
     """
@@ -70,7 +71,7 @@ def load_predictor(settings: CiSSNetSettings, folder: Path, segmenter: Segmenter
     if not options.trains:
         return segmenter
     if options.policy == "oracle":
-        raise InputError(
+        raise CannotPredictError(
             f"The variant in {folder} has the policy 'oracle', which looks at the truth: it cannot predict."
         )
     return ContextSegmenter(segmenter, load_networks(settings, folder, segmenter), options).eval()
