@@ -93,6 +93,9 @@ class Bench:
         self.networks = ContextNetworks(
             network.model_dump(), options.features, options.classes, uses_context=True, learns=True
         ).to(self.device)
+        assert self.networks.bias is not None
+        # Before learning the Bias Net says nothing, and any two ways of it the same.
+        self.networks.bias.last.reset_parameters()
         size = (options.batch, options.features, options.positions, options.positions)
         self.features = torch.randn(size, device=self.device).relu()
         self.seeds = torch.arange(options.batch, device=self.device)

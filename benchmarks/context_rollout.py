@@ -72,7 +72,8 @@ def settings_of(recipe: str, overrides: Sequence[str]) -> CiSSNetSettings:
 
 def play(runner: CiSSNetEnvRunner, rows: np.ndarray, *, probabilities: bool) -> pa.RecordBatch:
     """Plays an episode on each row."""
-    context = {"segmenter_version": 0, "policy_version": 0, "probabilities": probabilities}
+    steps = runner.settings.cissnet.episode_steps
+    context = {"segmenter_version": 0, "policy_version": 0, "steps": steps, "probabilities": probabilities}
     return runner.sample(records=rollout.order(rows, draw_seeds(0, "benchmark", count=len(rows))), context=context)
 
 
@@ -171,7 +172,7 @@ def time_pairs(
 ) -> list[tuple[Spent, Spent]]:
     """Returns the seconds (wall, CPU) of the parts of updates with and without reinforcement learning, in pairs."""
     work = work_on(records)
-    maps = read_maps(records, learner.settings.cissnet.episode_steps)
+    maps = read_maps(records)
     watch, pairs = Stopwatch(learner._device), []
     for turn in range(repeats + 1):
         pair: list[Spent] = [{}, {}]
@@ -200,7 +201,7 @@ def time_alone(learner: CiSSNetLearner, records: pa.RecordBatch, repeats: int) -
     for _ in range(repeats):
         said = [one.detach().requires_grad_() for one in (played.action_logits, played.values)]
         watch.restart()
-        read_maps(records, learner.settings.cissnet.episode_steps)
+        read_maps(records)
         learner_module.labels_of_positions(batch.labels, size, learner._stride(batch.labels, size))
         torch.stack(learner._actor_critic(Played(played.logits, *said), batch, labels, rows)).sum().backward()
         watch.turn()
@@ -259,7 +260,7 @@ def trained_runner(options: argparse.Namespace, folder: Path, store: Store) -> t
         .build_algo()
     )
     assert isinstance(algorithm, CiSSNet)
-    while algorithm.position.stage == 0 or algorithm.position.phase == "learn":
+    while algorithm.position.stage == 0 or algorithm.position.phase != "evaluate":
         algorithm.train()
     whole = settings_of(
         "cissnet-synthetic",
@@ -302,7 +303,7 @@ def worst_case(classes: int, *, probabilities: bool) -> dict[str, int]:
 
 def rewards_of(runner: CiSSNetEnvRunner, records: pa.RecordBatch) -> tuple[int, int]:
     """Returns the bytes of an episode's rewards if they travelled: as int8, and as float32; both under zstd."""
-    maps, options = read_maps(records, STEPS), runner.settings.cissnet.reward
+    maps, options = read_maps(records), runner.settings.cissnet.reward
     rewards = context_rewards(
         torch.tensor(maps.predictions),
         torch.tensor(maps.actions),

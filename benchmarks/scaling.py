@@ -1,10 +1,18 @@
 """Weak scaling: two actors against one, and one learner with up to 64 actors that replay recorded rollouts.
 
 Real actors: rollouts per second of two actors and of one, one thread each, on the same orders; of EIL windows, of RALIS
-(`--only labelling`) whole played episodes.
+(`--only labelling`) whole played episodes, of CiSS-Net (`--only contexts`) crops of eight steps.
 Simulated actors: recorded rollouts come back after the time that keeps the learner just supplied, from actors that do
 nothing else, so that the machine's cores belong to the learner and the driver. Printed for each number of actors: the
 learner's time per update, its idle share, and the driver's CPU time over wall time.
+Loops (`--only contexts`): images per second that CiSS-Net learns from in its synchronous loop with one actor and with two, and in
+its asynchronous loop with two; same plan, crops per update and weights, the learner in a process of its own. Both an actor and
+the learner make X of every crop; then an actor passes T steps without gradient, and the learner T + 1 with a backward pass, so
+an update hardly takes less than its rollout. What asynchrony can win is the time in which one waits for the other: on two
+cores, with an actor's seconds a and the learner's l for the same images, at most 1 + a / l where a ≤ l. Where X takes most of
+the time, as with the paper's encoder (ResNet-101 at stride 8) under small networks on X, a is near l, and the only actor is
+what the synchronous learner waits for: the case 'deep encoder'. 'recipe' is `cissnet-camvid` as it is, whose learner is the
+bottleneck. a / l is measured and printed, with what it allows. No delay is simulated.
 """
 
 from __future__ import annotations
@@ -24,6 +32,10 @@ import ray
 import torch
 from scenes import write_scenes
 
+from raysseg.algorithms.cissnet.algorithm import CiSSNet
+from raysseg.algorithms.cissnet.config import CiSSNetConfig, CiSSNetSettings
+from raysseg.algorithms.cissnet.module import CONTEXT
+from raysseg.algorithms.cissnet.plan import ContextPlan
 from raysseg.algorithms.eil.algorithm import EIL
 from raysseg.algorithms.eil.config import EILConfig, EILSettings
 from raysseg.algorithms.eil.module import OPERATORS
@@ -40,6 +52,17 @@ from raysseg.core.modules import SEGMENTER
 from raysseg.data import Store
 
 SIMULATED_PER_PROCESS = 32
+CONTEXT_CASES: dict[str, tuple[str, ...]] = {
+    "recipe": (),
+    "deep encoder": ("segmenter.encoder=resnet101", "segmenter.encoder_depth=5"),
+}
+LOOPS = {
+    "synchronous, 1 actor": (1, "synchronous"),
+    "synchronous, 2 actors": (2, "synchronous"),
+    "asynchronous, 2 actors": (2, "asynchronous"),
+}
+AHEAD = 4
+"""Updates after the timed ones that the asynchronous loop still has orders for: as many as rollouts wait at most."""
 
 
 @ray.remote(num_cpus=0)
@@ -140,6 +163,70 @@ def labelling_actors(folder: Path, episodes: int) -> None:
     compare_actors("RALIS", algorithm, [plan.rollout_order(number, 0) for number in range(episodes)], turns=3)
 
 
+def build_contexts(case: str, actors: int, mode: str, folder: Path, store: Store, updates: int) -> CiSSNet:
+    """Builds CiSS-Net in the layout of a loop, with the learner in a process of its own."""
+    overrides = overrides_of(actors, 1, mode=mode, stall_seconds=600)
+    # The recipe's precision is part of what is compared.
+    overrides.remove("engine.precision=fp32")
+    overrides += [f"cissnet.learning.updates={updates}", *CONTEXT_CASES[case]]
+    settings = load_recipe("cissnet-camvid", overrides).settings("cissnet", seed=0)
+    assert isinstance(settings, CiSSNetSettings)
+    algorithm = CiSSNetConfig().apply(settings, run_dir=str(folder), store_uri=store.uri).build_algo()
+    assert isinstance(algorithm, CiSSNet)
+    algorithm.publish(SEGMENTER, CONTEXT)
+    return algorithm
+
+
+def context_plan(algorithm: CiSSNet) -> ContextPlan:
+    """Returns the plan of updates with contexts."""
+    return ContextPlan(algorithm, steps=algorithm.settings.cissnet.episode_steps, first=0)
+
+
+def context_loops(folder: Path, rollouts: int, updates: int, cases: Sequence[str]) -> None:
+    """Compares one actor of CiSS-Net with two, and its loops."""
+    store = write_scenes(folder / "context-data", 64, 180, 240, 11)
+    for case in cases:
+        place = folder / f"contexts-{case.replace(' ', '-')}"
+        algorithm = build_contexts(case, 2, "synchronous", place / "actors", store, 1)
+        plan = context_plan(algorithm)
+        orders = [plan.rollout_order(number, 0) for number in range(rollouts)]
+        compare_actors(f"CiSS-Net, {case}", algorithm, orders, turns=3)
+        rates: dict[str, float] = {}
+        for name, (actors, mode) in LOOPS.items():
+            algorithm = build_contexts(case, actors, mode, place / name.replace(" ", "-"), store, updates + 2 + AHEAD)
+            rates[name], text = time_loop(algorithm, updates)
+            print(f"  {case}, {name}: {rates[name]:.2f} images/s, {text}", flush=True)
+        first, second, third = rates.values()
+        print(
+            f"{case}: asynchronous with 2 actors is {third / first:.2f} times synchronous with 1, {third / second:.2f} times 2",
+            flush=True,
+        )
+
+
+def time_loop(algorithm: CiSSNet, updates: int) -> tuple[float, str]:
+    """Returns the images per second of a loop in its stride, and what its learner did meanwhile."""
+    settings, telemetry = algorithm.settings, algorithm.telemetry
+    loop = algorithm.enter_loop(
+        lambda: context_plan(algorithm), updates=settings.cissnet.learning.updates, done=0, modules=(CONTEXT,)
+    )
+    loop.run(2)
+    telemetry.snapshot()
+    start = time.perf_counter()
+    loop.run(updates)
+    wall = time.perf_counter() - start
+    numbers = telemetry.snapshot()
+    busy = numbers["learner_busy_share"]
+    text = f"an update every {wall / updates:.3f} s, the learner busy {100 * busy:.0f} % of it"
+    if settings.engine.mode == "synchronous" and settings.engine.num_env_runners == 1:
+        ratio = (1 - busy) / busy
+        text += f": a / l {ratio:.2f}, which allows {1 + ratio if ratio < 1 else 2:.2f} times on two cores"
+    else:
+        text += f", lag {numbers.get('policy_lag_mean', 0):.1f}"
+    algorithm.leave_loop(over=True)
+    algorithm.stop()
+    return settings.cissnet.learning.batch_size * updates / wall, text
+
+
 def compare_actors(name: str, algorithm: SegmentationAlgorithm, orders: Sequence[Any], *, turns: int) -> None:
     """Prints rollouts per second of one and of two actors, in turns, and what two processes reach without a driver."""
     assert algorithm.pool is not None
@@ -236,7 +323,8 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=20, help="timed updates for each (default: 20)")
     parser.add_argument("--rollouts", type=int, default=8, help="rollouts in a turn of real actors (default: 8)")
     parser.add_argument("--broadcast-interval", type=int, default=1, help="updates between publications (default: 1)")
-    parser.add_argument("--only", choices=("real", "labelling", "simulated"), help="one of the three parts")
+    parser.add_argument("--only", choices=("real", "labelling", "contexts", "simulated"), help="one of the four parts")
+    parser.add_argument("--case", action="append", choices=tuple(CONTEXT_CASES), help="of contexts (default: both)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -249,6 +337,8 @@ def main() -> None:
             exploring_actors(folder, store, options.rollouts)
         if options.only in (None, "labelling"):
             labelling_actors(folder, options.rollouts)
+        if options.only in (None, "contexts"):
+            context_loops(folder, options.rollouts, options.updates, options.case or tuple(CONTEXT_CASES))
         if options.only in (None, "simulated"):
             simulated_actors(folder, store, options.actors, options.updates, options.broadcast_interval)
     ray.shutdown()
