@@ -255,6 +255,7 @@ def write_report(runs: Sequence[Path], out: Path, *, baseline: str | None = None
         ),
         "Label evolution": _pictures(groups, "evolution", "Label evolution"),
         "Labelled regions": _pictures(groups, "regions", "Labelled regions"),
+        "Contexts step by step": _pictures(groups, "contexts", "Contexts"),
         "IoU per class": _per_class(groups),
         "Diagnostics": _hazards(groups),
         "Training": _figure(curves.training_figure(variant_runs, pretraining), "Training loss"),
