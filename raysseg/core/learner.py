@@ -89,12 +89,19 @@ class SegmentationLearner(TorchLearner):
         """Returns the networks that updates change, by name; several learners keep them the same."""
         return {"online": self._segmenter_module().online}
 
+    def trained_in_parts(self) -> tuple[str, ...]:
+        """Returns the trained networks of which an update may leave parameters out."""
+        return ()
+
     def _make_modules_ddp_if_necessary(self) -> None:
         """Wraps each trained network for itself and leaves RLlib's modules, and with them all names in checkpoints, as
         they are.
         """
         self.learners = Learners(distributed=self.distributed, device=self._device)
-        self.networks = {name: self.learners.wrap(network) for name, network in self.trained_networks().items()}
+        self.networks = {
+            name: self.learners.wrap(network, in_parts=name in self.trained_in_parts())
+            for name, network in self.trained_networks().items()
+        }
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Registers the segmenter's optimiser: backbone and new layers with their own learning rates."""

@@ -50,11 +50,15 @@ class Learners:
         self._control = dist.new_group(backend="gloo") if over_gpu else None
         self._alone = [dist.new_group([rank]) for rank in range(self.world)][dist.get_rank()] if over_gpu else None
 
-    def wrap(self, network: nn.Module) -> nn.Module:
+    def wrap(self, network: nn.Module, *, in_parts: bool = False) -> nn.Module:
         """Returns the network as it is to be called where it is trained.
 
         With several learners its normalisation layers are replaced in place by synchronised ones (the same parameters,
         buffers and names), and what is returned averages gradients over the learners.
+
+        Args:
+            network: to be trained.
+            in_parts: whether updates may leave some of its parameters out.
         """
         if self.world == 1:
             return network
@@ -66,7 +70,9 @@ class Learners:
         with warnings.catch_warnings():
             # The name that follows it does not exist in every torch that raysseg runs on.
             warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-            return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+            return DistributedDataParallel(
+                network, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=in_parts
+            )
 
     def scale(self, share: Share) -> int:
         """Returns the factor on a loss that undoes the averaging of gradients: the number of learners that split it."""

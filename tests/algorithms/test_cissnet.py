@@ -110,6 +110,27 @@ def test_each_policy_has_its_phases_and_scores(learn: Train, policy: str) -> Non
         assert ("reward" in records[-2]) == (policy != "baseline")
 
 
+def test_the_base_net_may_learn_alone_at_first(learn: Train) -> None:
+    changes = {"cissnet__learning__base_updates": 2, "cissnet__learning__updates": 2}
+    algorithm, records = learn(**changes)
+    assert [(row["phase"], row["update"]) for row in records if "update" in row] == [
+        ("base", 1),
+        ("base", 2),
+        ("learn", 3),
+        ("learn", 4),
+    ]
+    rates = [row["learning_rate"] for row in records if "update" in row]
+    assert rates == sorted(rates, reverse=True)
+    assert "policy_loss" not in records[5]
+    assert "policy_loss" in records[-2]
+    alone, whole = learn(cissnet__policy="baseline", **changes), learn(cissnet__policy="baseline")
+    numbers = [[row["loss"] for row in rows if "update" in row] for _, rows in (alone, whole)]
+    assert numbers[0] == numbers[1], "without contexts nothing tells the two phases apart"
+    losses = [row["loss"] for row in records if row["phase"] == "base"]
+    assert losses == numbers[0][:2], "every variant begins with the same Base Net"
+    assert algorithm.iterations_left() == 0
+
+
 def test_all_policies_see_the_same_crops(learn: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     for policy in ("baseline", "context"):

@@ -254,7 +254,11 @@ class Bench:
     """A learner and an actor that share their networks, without Ray."""
 
     def __init__(self, folder: Path, store_uri: str, **changes: Any) -> None:
-        base = {"cissnet__learning__optimiser": CALM, "cissnet__network__dropout": 0.3}
+        base = {
+            "cissnet__learning__optimiser": CALM,
+            "cissnet__learning__base_updates": 1,
+            "cissnet__network__dropout": 0.3,
+        }
         self.settings = settings_of(**{**base, **changes})
         config = CiSSNetConfig().apply(self.settings, run_dir=str(folder), store_uri=store_uri)
         self.learner: Any = CiSSNetLearner(config=config, module_spec=config.get_multi_rl_module_spec())
@@ -263,11 +267,11 @@ class Bench:
         self.runner.share_module(self.learner.module)
 
     def works(self, *, probabilities: bool) -> list[LearnerWork]:
-        """Returns three updates on episodes of the untrained networks."""
+        """Returns three updates on episodes of the untrained networks, the first of the Base Net alone."""
         found = []
         for update in range(3):
             orders = rollout.order(np.arange(4) + 4 * update, np.arange(4) + 10 * update)
-            context = {"segmenter_version": 0, "policy_version": 0, "steps": STEPS}
+            context = {"segmenter_version": 0, "policy_version": 0, "steps": STEPS if update else 0}
             context["probabilities"] = probabilities
             records = self.runner.sample(records=orders, context=context)
             values = {"update": update, "policy_version": update, "seed": 3}

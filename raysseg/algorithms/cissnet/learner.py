@@ -60,6 +60,11 @@ class CiSSNetLearner(SegmentationLearner):
         networks = super().trained_networks()
         return networks | ({CONTEXT: self._networks()} if CONTEXT in self.module else {})
 
+    def trained_in_parts(self) -> tuple[str, ...]:
+        """Returns the networks on X where the Base Net learns alone at first."""
+        options = self.settings.cissnet
+        return (CONTEXT,) if options.uses_context and options.learning.base_updates else ()
+
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """Registers one optimiser for the networks on X, with the Base Net's learning rate and the others', and the segmenter's."""
         super().configure_optimizers_for_module(module_id, config)
