@@ -115,7 +115,7 @@ class SegmentationEnvRunner(EnvRunner, Checkpointable):
     def inference_batches(self, rows: np.ndarray) -> list[torch.Tensor]:
         """Cuts rows int64 `[N]` into batches of at most `engine.inference_batch_size`, int64 `[B]` on the device."""
         parts = np.array_split(rows, max(1, -(-len(rows) // self.settings.engine.inference_batch_size)))
-        return [torch.as_tensor(part, device=self.device) for part in parts]
+        return [torch.tensor(part, device=self.device) for part in parts]
 
     def scored_instances(self, data: DeviceDataset, rows: torch.Tensor) -> torch.Tensor | None:
         """Returns the instances int32 `[B, H, W]` of some rows int64 `[B]`, where the split has Cityscapes' own."""
