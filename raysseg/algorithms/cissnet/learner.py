@@ -22,6 +22,7 @@ from raysseg.core.seeding import generator
 from raysseg.core.work import LearnerWork, Share
 from raysseg.data.batches import GROUND_TRUTH
 from raysseg.errors import NonFiniteError
+from raysseg.functional.class_balance import label_mass
 from raysseg.functional.constants import PADDING, UNLABELLED
 from raysseg.functional.context_reward import context_rewards
 from raysseg.functional.pixel_policy import action_entropy, action_log_probabilities, actor_critic_losses
@@ -101,8 +102,9 @@ class CiSSNetLearner(SegmentationLearner):
 
         Returns:
             `loss` (Eq. 7) and its parts before their weights, `segmentation_loss` (mean over the valid pixels of all T + 1
-            predictions) and, where a policy learns, `policy_loss`, `value_loss` and `entropy` (nats; means over the valid
-            positions of all T steps); `policy_lag` (mean), `learning_rate`.
+            predictions, weighed by class where `training.class_balance_power` is above 0) and, where a policy learns,
+            `policy_loss`, `value_loss` and `entropy` (nats; means over the valid positions of all T steps); `policy_lag`
+            (mean), `learning_rate`.
 
         Raises:
             NonFiniteError: a loss is not finite; with the keys.
@@ -125,8 +127,9 @@ class CiSSNetLearner(SegmentationLearner):
         features = features.clone()
         size = (int(features.shape[-2]), int(features.shape[-1]))
         labels = labels_of_positions(batch.labels, size, self._stride(batch.labels, size))
-        counts = torch.stack([(batch.labels < PADDING).sum().double(), (labels < PADDING).sum().double()])
-        pixels, positions = self.learners.sum(counts, minibatch.share).clamp(min=1.0).float().unbind()
+        weight = self._class_weight(GROUND_TRUTH, None)
+        counts = torch.stack([label_mass(batch.labels, weight).double(), (labels < PADDING).sum().double()])
+        mass, positions = self.learners.sum(counts, minibatch.share).clamp(min=1.0).float().unbind()
         networks.train()
         parts: list[torch.Tensor] = []
 
@@ -134,7 +137,7 @@ class CiSSNetLearner(SegmentationLearner):
             contexts = context_map(batch.predictions[:-1, rows], batch.actions[:, rows])
             with self.workspace.autocast():
                 played: Played = network(features[rows], batch.predictions[:, rows], contexts)
-            losses = [self._segmentation(played.logits, batch.labels[rows]) / (len(played.logits) * pixels)]
+            losses = [self._segmentation(played.logits, batch.labels[rows], weight) / (len(played.logits) * mass)]
             if played.action_logits is not None and played.values is not None:
                 own = (labels[rows] < PADDING).sum().clamp(min=1)
                 part = own / positions
@@ -177,12 +180,14 @@ class CiSSNetLearner(SegmentationLearner):
         return stride
 
     @staticmethod
-    def _segmentation(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Returns the cross-entropy of all predictions `[T+1, B, N_c, h, w]`, summed over their valid pixels."""
+    def _segmentation(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+        """Returns the cross-entropy of all predictions `[T+1, B, N_c, h, w]`, weighed by class, summed over their valid pixels."""
         target = torch.where(labels == PADDING, UNLABELLED, labels).long()
         size = (int(target.shape[-2]), int(target.shape[-1]))
         sums = [
-            F.cross_entropy(upsample_logits(one.float(), size), target, ignore_index=UNLABELLED, reduction="sum")
+            F.cross_entropy(
+                upsample_logits(one.float(), size), target, weight, ignore_index=UNLABELLED, reduction="sum"
+            )
             for one in logits
         ]
         return torch.stack(sums).sum()
