@@ -16,6 +16,7 @@ from algorithms.tiny_cissnet import CELLS, CLASSES, STEPS, settings_of
 from raysseg.algorithms.cissnet.algorithm import CiSSNet
 from raysseg.algorithms.cissnet.config import CiSSNetConfig, CiSSNetSettings
 from raysseg.algorithms.cissnet.episode import box_of_positions, context_map, labels_of_positions
+from raysseg.algorithms.cissnet.learner import CiSSNetLearner
 from raysseg.algorithms.cissnet.results import CONTEXT_FILE, load_networks
 from raysseg.algorithms.cissnet.segmenter import ContextSegmenter
 from raysseg.algorithms.cissnet.steps import EPISODE_SCHEMA, EpisodeMaps, episode_records, read_maps
@@ -129,6 +130,22 @@ def test_the_base_net_may_learn_alone_at_first(learn: Train) -> None:
     losses = [row["loss"] for row in records if row["phase"] == "base"]
     assert losses == numbers[0][:2], "every variant begins with the same Base Net"
     assert algorithm.iterations_left() == 0
+
+
+def test_the_loss_of_s_net_weighs_classes_as_asked() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 4, 2, 3, generator=generator)
+    labels = torch.randint(0, 4, (3, 2, 3), generator=generator).to(torch.uint8)
+    labels[0, 0, 0], labels[1, 1, 2] = 255, 254
+    weights = torch.tensor([0.5, 1.0, 2.0, 0.25])
+    logs, expected, plain = logits.log_softmax(2), 0.0, 0.0
+    for step, image, y, x in np.ndindex(2, 3, 2, 3):
+        label = int(labels[image, y, x])
+        if label < 254:
+            plain -= float(logs[step, image, label, y, x])
+            expected -= float(weights[label] * logs[step, image, label, y, x])
+    assert float(CiSSNetLearner._segmentation(logits, labels, weights)) == pytest.approx(expected, rel=1e-5)
+    assert float(CiSSNetLearner._segmentation(logits, labels, None)) == pytest.approx(plain, rel=1e-5)
 
 
 def test_all_policies_see_the_same_crops(learn: Train, monkeypatch: pytest.MonkeyPatch) -> None:

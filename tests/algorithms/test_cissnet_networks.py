@@ -13,7 +13,10 @@ from raysseg.algorithms.cissnet.networks import BaseNet, BiasNet, ContextNet, Py
 
 def bias_net(dropout: float = 0.0) -> BiasNet:
     torch.manual_seed(0)
-    return BiasNet(6, PyramidEncoder(4, 8, 4), 16, 3, 4, dropout)
+    net = BiasNet(6, PyramidEncoder(4, 8, 4), 16, 3, 4, dropout)
+    assert not net.last.weight.any(), "S-Net begins as the Base Net"
+    nn.init.normal_(net.last.weight)
+    return net
 
 
 def test_a_split_convolution_is_the_plain_one_of_the_stacked_maps() -> None:
