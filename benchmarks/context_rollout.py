@@ -296,7 +296,7 @@ def worst_case(classes: int, *, probabilities: bool) -> dict[str, int]:
         else None,
     )
     columns: dict[str, Any] = {name: [0] for name in ("row", "seed", "segmenter_version", "policy_version")}
-    columns |= {name: [[0.0] * STEPS] for name in ("reward", "context_share")}
+    columns |= {name: [[0.0] * STEPS] for name in ("reward", "context_share", "context_right")}
     columns |= {"key": ["a key of twenty bytes"], "accuracy": [[0.0] * (STEPS + 1)]}
     return bytes_of(episode_records(columns, maps))
 

@@ -230,6 +230,7 @@ def test_maps_survive_the_wire() -> None:
         "seed": [5, 6],
         "reward": [[0.1] * 3] * 2,
         "context_share": [[0.1] * 3] * 2,
+        "context_right": [[0.1] * 3] * 2,
         "accuracy": [[0.1] * 4] * 2,
         "segmenter_version": [0, 0],
         "policy_version": [1, 1],

@@ -113,6 +113,7 @@ def test_a_step_pays_equation_4_and_void_counts_nowhere(make: Make) -> None:
                 assert info["context_share"][image] == pytest.approx(actions[image].numpy()[valid].mean())
                 assert info["accuracy"][image] == pytest.approx((after == truth[image])[valid].mean())
                 right, taken = before[image].numpy() == truth[image], actions[image].numpy()
+                assert info["context_right"][image] == pytest.approx((right & taken)[valid].mean())
                 seen |= set(zip(right[valid].tolist(), taken[valid].tolist(), strict=True))
     assert len(seen) == 4, "right and wrong, taken and left: all must occur for this test to say anything"
 
@@ -276,7 +277,7 @@ def test_an_agent_can_play_it(env: gymnasium.Env) -> None:
         observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
         assert not terminated
         assert type(reward) is float
-        assert set(info) == {"context_share", "accuracy"}
+        assert set(info) == {"context_share", "context_right", "accuracy"}
         rewards.append(reward)
         ends.append(truncated)
     assert len(ends) == 8

@@ -292,4 +292,4 @@ def test_the_papers_settings_are_the_recipes() -> None:
     assert settings.training.augmentation.crop == (473, 473)
     learning = settings.cissnet.learning
     assert (learning.batch_size, learning.gamma, learning.entropy_weight) == (32, 0.9, 0.05)
-    assert learning.optimiser.learning_rate * learning.context_share == pytest.approx(2e-4)
+    assert learning.optimiser.learning_rate * learning.context_rate == pytest.approx(2e-4)

@@ -25,7 +25,7 @@ from raysseg.data.batches import GROUND_TRUTH
 from raysseg.evaluation import Counts
 
 STEP_SCORES = ("miou", "pixel_accuracy", "iiou")
-EPISODE_NUMBERS = ("reward", "context_share", "accuracy")
+EPISODE_NUMBERS = ("reward", "context_share", "context_right", "accuracy")
 
 
 class CiSSNet(SegmentationAlgorithm):
@@ -157,7 +157,12 @@ class CiSSNet(SegmentationAlgorithm):
         if columns["reward"].shape[1]:
             numbers["reward"] = float(columns["reward"].mean())
             numbers["episode_return"] = float(columns["reward"].sum(1).mean())
-            numbers["context_share"] = float(columns["context_share"].mean())
+            numbers["context_share"] = share = float(columns["context_share"].mean())
+            if share:
+                numbers["context_accuracy"] = float(columns["context_right"].mean()) / share
+                if share < 1:
+                    all_right = float(columns["accuracy"][:, :-1].mean())
+                    numbers["uncertain_accuracy"] = (all_right - float(columns["context_right"].mean())) / (1 - share)
         return numbers
 
     # ---- evaluate ---------------------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ class LearningOptions(Settings):
         OptimiserSettings(learning_rate=2e-3, momentum=0.9, weight_decay=1e-4, schedule="poly"),
         description="[P] SGD 2e-3 for the Base Net (ADE20K; Cityscapes 5e-4); momentum, decay and schedule are [R]",
     )
-    context_share: float = Field(
+    context_rate: float = Field(
         0.1, gt=0, description="[P] learning rate of Bias and Context Net over that of the Base Net"
     )
     clip_ratio: float = Field(1.0, gt=0, description="[R] rho-bar of V-trace; asynchronous")

@@ -102,7 +102,9 @@ class CiSSNetVectorEnv(SegmentationVectorEnv[Observation]):
     def advance(
         self, actions: torch.Tensor
     ) -> tuple[Observation, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
-        """Makes Y^{t+1} of the context, and pays; info holds `rewards` `[B, h, w]`, and `context_share` and `accuracy` `[B]`."""
+        """Makes Y^{t+1} of the context, and pays; info holds `rewards` `[B, h, w]`, and as shares of the valid
+        positions `[B]` `context_share` (became context), `context_right` (did, and is right) and `accuracy` (of Y^{t+1}).
+        """
         assert self.episode is not None, "step needs a reset first"
         before, actions = self.episode.predictions, actions.bool()
         with self.workspace.autocast():
@@ -121,6 +123,7 @@ class CiSSNetVectorEnv(SegmentationVectorEnv[Observation]):
         info = {
             "rewards": rewards,
             "context_share": self.mean_over_valid(actions.float()),
+            "context_right": self.mean_over_valid((actions & (before == self.labels)).float()),
             "accuracy": self.accuracy(),
         }
         return self._observation(), self.mean_over_valid(rewards), ended, truncated, info

@@ -71,7 +71,7 @@ class CiSSNetEnvRunner(SegmentationEnvRunner):
         assert episode is not None
         own_seeds = torch.as_tensor(seeds, dtype=torch.int64, device=self.device)
         predictions, actions, probabilities = [episode.predictions], [], []
-        rewards, shares, right = [], [], [env.accuracy()]
+        rewards, shares, taken_right, right = [], [], [], [env.accuracy()]
         finite = torch.isfinite(episode.logits).flatten(1).all(1)
         for _ in range(context["steps"]):
             with self.workspace.autocast():
@@ -83,6 +83,7 @@ class CiSSNetEnvRunner(SegmentationEnvRunner):
                 probabilities.append(choice.probabilities.half())
             rewards.append(reward)
             shares.append(info["context_share"])
+            taken_right.append(info["context_right"])
             right.append(info["accuracy"])
             finite &= torch.isfinite(episode.logits).flatten(1).all(1)
         keys = [self.workspace.train.keys[row] for row in rows]
@@ -101,6 +102,7 @@ class CiSSNetEnvRunner(SegmentationEnvRunner):
             "seed": seeds,
             "reward": list(_host(rewards, (0, count)).T),
             "context_share": list(_host(shares, (0, count)).T),
+            "context_right": list(_host(taken_right, (0, count)).T),
             "accuracy": list(_host(right, (0, count)).T),
             "segmenter_version": [context["segmenter_version"]] * count,
             "policy_version": [context["policy_version"]] * count,

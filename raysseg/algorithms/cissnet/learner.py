@@ -76,7 +76,7 @@ class CiSSNetLearner(SegmentationLearner):
         groups: list[dict[str, Any]] = [{"params": list(networks.base.parameters()), "learning_rate_multiplier": 1.0}]
         if others:
             parameters = [parameter for part in others for parameter in part.parameters()]
-            groups.append({"params": parameters, "learning_rate_multiplier": learning.context_share})
+            groups.append({"params": parameters, "learning_rate_multiplier": learning.context_rate})
         for group in groups:
             group["lr"] = learning.optimiser.learning_rate * group["learning_rate_multiplier"]
             group["weight_decay"] = learning.optimiser.weight_decay

@@ -38,14 +38,16 @@ EPISODE_SCHEMA = pa.schema(
         pa.field("probabilities", pa.binary()),
         pa.field("reward", _numbers(pa.float32()), nullable=False),
         pa.field("context_share", _numbers(pa.float32()), nullable=False),
+        pa.field("context_right", _numbers(pa.float32()), nullable=False),
         pa.field("accuracy", _numbers(pa.float32()), nullable=False),
         pa.field("segmenter_version", pa.int32(), nullable=False),
         pa.field("policy_version", pa.int32(), nullable=False),
     ],
     metadata={b"raysseg_context_schema": str(STEP_SCHEMA_VERSION).encode()},
 )
-"""One episode. `height` and `width` are those of its maps; `reward` and `context_share` `[T]` are means over its valid
-positions, `accuracy` `[T+1]` the share of these that Y^t has right.
+"""One episode. `height` and `width` are those of its maps; `reward`, `context_share` and `context_right` `[T]` are means over
+its valid positions (of r, of what became context, of what did and is right), `accuracy` `[T+1]` the share of these that Y^t
+has right.
 """
 
 
