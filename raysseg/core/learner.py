@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -200,6 +200,7 @@ class SegmentationLearner(TorchLearner):
         *,
         clip_norm: float | None,
         seed: int | None = None,
+        clipped: Sequence[Sequence[nn.Parameter]] | None = None,
     ) -> torch.Tensor:
         """Takes one step of an optimiser on a minibatch that learners share, in `engine.gradient_accumulation` pieces.
 
@@ -209,8 +210,9 @@ class SegmentationLearner(TorchLearner):
             share: which rows of the minibatch are this learner's.
             loss_of: from the network as it is to be called and some of this learner's rows (a slice of them) to their
                 part of the whole minibatch's loss, a scalar: a sum over rows over a denominator of all rows.
-            clip_norm: largest norm of the whole gradient; None does not clip.
+            clip_norm: largest norm of the gradient; None does not clip.
             seed: of dropout; None for networks without.
+            clipped: parameters whose gradient has that norm together; None: all of the network's.
 
         Returns:
             This learner's part of the loss, a scalar without gradient.
@@ -232,7 +234,8 @@ class SegmentationLearner(TorchLearner):
                 (loss * self.learners.scale(share)).backward()
             losses.append(loss.detach())
         if clip_norm is not None:
-            nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
+            for parameters in [list(network.parameters())] if clipped is None else clipped:
+                nn.utils.clip_grad_norm_(parameters, clip_norm)
         optimiser.step()
         return torch.stack(losses).sum()
 

@@ -61,7 +61,7 @@ def test_what_an_encoder_makes_of_a_map_by_hand() -> None:
 
 
 def test_heads_have_their_shapes_and_values_no_bias() -> None:
-    net = ContextNet(6, PyramidEncoder(4, 8, 4), 16, 4, 0.1)
+    net = ContextNet(6, PyramidEncoder(4, 8, 4), 16, 4)
     logits, values = net(net.prepare(torch.randn(2, 6, 5, 7)), torch.randint(0, 4, (4, 5, 7)))
     assert (logits.shape, values.shape) == ((4, 2, 5, 7), (4, 5, 7))
     assert net.policy.bias is not None
@@ -79,7 +79,7 @@ def test_dropout_works_in_training_alone() -> None:
 
 def test_at_the_papers_sizes_for_ade20k_the_networks_have_the_papers_sizes() -> None:
     with torch.device("meta"):
-        net = ContextNet(4096, PyramidEncoder(151, 256, 16), 512, 16, 0.1)
+        net = ContextNet(4096, PyramidEncoder(151, 256, 16), 512, 16)
     first = net.trunk.first.convolution.weight
     assert tuple(first.shape) == (512, 4096 + 151 + 4 * 256, 3, 3)
     assert (

@@ -235,5 +235,5 @@ class CiSSNet(SegmentationAlgorithm):
             self.fresh[:] = rollout.from_bytes(own["fresh"])
             position, first = self.position, self.settings.cissnet.learning.base_updates
             if position.stage == 0 or position.phase in ("base", "learn"):
-                done = position.step + (first if position.phase == "learn" else 0)
+                done = {"base": position.step, "learn": first + position.step}.get(position.phase, 0)
                 rollout.remove_later(Path(self.config.run_dir) / "rollouts", (done,))

@@ -17,7 +17,7 @@ Policy = Literal["none", "baseline", "p-map", "greedy", "oracle", "context"]
 
 
 class NetworkOptions(Settings):
-    """What the networks see and how wide they are (Sec. 3.1, Fig. 3)."""
+    """What the networks see and how wide they are (Sec. 2.2 and 2.3, Fig. 3)."""
 
     features: Literal["encoder", "pyramid"] = Field(
         "pyramid",
@@ -30,7 +30,9 @@ class NetworkOptions(Settings):
     )
     bins: tuple[int, ...] = Field((1, 2, 3, 6), min_length=1, description="[C] cells over height and width per branch")
     group_channels: int = Field(16, ge=1, description="[P] channels of a group of the normalisation")
-    dropout: float = Field(0.1, ge=0, lt=1, description="[P] after the trunks; without effect in [C]")
+    dropout: float = Field(
+        0.1, ge=0, lt=1, description="[P] after the trunks of Base and Bias Net; without effect in [C]"
+    )
 
     @model_validator(mode="after")
     def _groups_fit(self) -> NetworkOptions:

@@ -1,4 +1,4 @@
-"""Domain features X: what the frozen segmenter makes of an image before its classifier (Sec. 3.1)."""
+"""Domain features X: what the frozen segmenter makes of an image before its classifier (Sec. 2.2)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def domain_features(segmenter: Segmenter, images: Tensor, kind: Kind) -> Tensor:
     Returns:
         float `[B, C, h, w]` without gradient, h = ⌈H/s⌉ and w = ⌈W/s⌉ with s the stride of the last encoder map.
 
-    Source: CiSS-Net, Sec. 3.1 and 4.1; with the pyramid: the authors' code.
+    Source: CiSS-Net, Sec. 2.2 and 3.2; with the pyramid: the authors' code.
     """
     with torch.no_grad(), evaluation_mode(segmenter):
         encoded = segmenter.encode(images)
@@ -39,14 +39,15 @@ def feature_shape(segmenter: Segmenter, kind: Kind) -> tuple[int, int]:
     """Returns the channels of X and the pixels per position, found by one pass over an empty image.
 
     Args:
-        segmenter: of any weights, on the CPU.
+        segmenter: of any weights, on any device.
         kind: as for `domain_features`.
 
     Source: design.
     """
     with torch.no_grad(), evaluation_mode(segmenter):
-        encoded = segmenter.encode(torch.zeros(1, 3, 64, 64))
-    return domain_features(segmenter, torch.zeros(1, 3, 64, 64), kind).shape[1], _stride(encoded)
+        empty = torch.zeros(1, 3, 64, 64, device=next(segmenter.parameters()).device)
+        encoded = segmenter.encode(empty)
+    return domain_features(segmenter, empty, kind).shape[1], _stride(encoded)
 
 
 def _stride(encoded: list[Tensor]) -> int:

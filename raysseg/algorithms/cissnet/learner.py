@@ -120,12 +120,8 @@ class CiSSNetLearner(SegmentationLearner):
             learning.optimiser, update / self.settings.cissnet.total_updates
         )
         set_learning_rate(optimiser, rate)
-        with self.workspace.autocast():
-            features = domain_features(
-                self._segmenter_module().online, batch.images, self.settings.cissnet.network.features
-            )
-        features = features.clone()
-        size = (int(features.shape[-2]), int(features.shape[-1]))
+        segmenter, kind = self._segmenter_module().online, self.settings.cissnet.network.features
+        size = (int(batch.predictions.shape[-2]), int(batch.predictions.shape[-1]))
         labels = labels_of_positions(batch.labels, size, self._stride(batch.labels, size))
         weight = self._class_weight(GROUND_TRUTH, None)
         counts = torch.stack([label_mass(batch.labels, weight).double(), (labels < PADDING).sum().double()])
@@ -136,7 +132,8 @@ class CiSSNetLearner(SegmentationLearner):
         def loss_of(network: torch.nn.Module, rows: slice) -> torch.Tensor:
             contexts = context_map(batch.predictions[:-1, rows], batch.actions[:, rows])
             with self.workspace.autocast():
-                played: Played = network(features[rows], batch.predictions[:, rows], contexts)
+                features = domain_features(segmenter, batch.images[rows], kind)
+                played: Played = network(features, batch.predictions[:, rows], contexts)
             losses = [self._segmentation(played.logits, batch.labels[rows], weight) / (len(played.logits) * mass)]
             if played.action_logits is not None and played.values is not None:
                 own = (labels[rows] < PADDING).sum().clamp(min=1)
@@ -148,7 +145,11 @@ class CiSSNetLearner(SegmentationLearner):
 
         own_seed = int(generator(seed, "context-dropout", update).integers(2**62))
         clip_norm = learning.optimiser.clip_norm
-        loss = self.descend(CONTEXT, optimiser, minibatch.share, loss_of, clip_norm=clip_norm, seed=own_seed)
+        # C-Net's values start far from their targets; clipped together, they would hold S-Net back.
+        clipped = [networks.s_net_parameters(), networks.c_net_parameters()]
+        loss = self.descend(
+            CONTEXT, optimiser, minibatch.share, loss_of, clip_norm=clip_norm, seed=own_seed, clipped=clipped
+        )
         return self._numbers(minibatch.share, loss, torch.stack(parts).sum(0), work, policy_version, rate)
 
     def prepare_context(self, preparation: Preparation) -> Episodes:

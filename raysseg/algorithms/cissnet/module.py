@@ -52,7 +52,15 @@ class ContextNetworks(nn.Module):
             self.bias = BiasNet(features, encoder, width, classes, group, dropout)
         if learns:
             encoder = PyramidEncoder(classes, network["prediction_width"], group, bins)
-            self.context = ContextNet(features, encoder, width, group, dropout)
+            self.context = ContextNet(features, encoder, width, group)
+
+    def s_net_parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters of Base and Bias Net."""
+        return [*self.base.parameters(), *(() if self.bias is None else self.bias.parameters())]
+
+    def c_net_parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters of the Context Net; none without one."""
+        return [] if self.context is None else list(self.context.parameters())
 
     def forward(self, features: Tensor, predictions: Tensor, contexts: Tensor) -> Played:
         """Passes all steps of episodes at once.
@@ -62,10 +70,10 @@ class ContextNetworks(nn.Module):
             predictions: uint8 `[T+1, B, h, w]`, Y^0 … Y^T; looked at by the Context Net alone.
             contexts: uint8 `[T, B, h, w]`, K^0 … K^{T−1}: 0 uncertain, else class + 1.
         """
-        logits = self.base(features)[None]
+        logits = self.base(features)[None].float()
         if self.bias is not None and len(contexts):
             changed = self.bias(self.bias.prepare(features), contexts.flatten(0, 1))
-            logits = torch.cat([logits, logits + changed.unflatten(0, contexts.shape[:2])])
+            logits = torch.cat([logits, logits + changed.float().unflatten(0, contexts.shape[:2])])
         if self.context is None or not len(contexts):
             return Played(logits, None, None)
         actions, values = self.context(self.context.prepare(features), predictions.flatten(0, 1))

@@ -61,7 +61,7 @@ def choose_by_context_net(observation: Observation, network: ContextNet | None, 
 
 
 def choose_everything(observation: Observation, network: ContextNet | None, options: CiSSNetOptions) -> Choice:
-    """Takes every prediction. Source: CiSS-Net, Sec. 4.3 (Baseline + p-map)."""
+    """Takes every prediction. Source: CiSS-Net, Sec. 3.4 (Baseline + p-map)."""
     return Choice(actions=torch.ones_like(observation.predictions, dtype=torch.bool))
 
 

@@ -65,7 +65,7 @@ def load_predictor(settings: CiSSNetSettings, folder: Path, segmenter: Segmenter
         InputError: the networks cannot be read.
         CannotPredictError: the policy looks at the truth.
 
-    Source: CiSS-Net, Sec. 4.1.
+    Source: CiSS-Net, Sec. 3.4.
     """
     options = settings.cissnet
     if not options.trains:

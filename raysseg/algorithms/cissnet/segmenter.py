@@ -22,7 +22,7 @@ class ContextSegmenter(nn.Module):
         networks: on X.
         options: the variant's.
 
-    Source: CiSS-Net, Sec. 4.1 (t = 2 at inference).
+    Source: CiSS-Net, Sec. 3.4 (t = 2 at inference).
     """
 
     def __init__(self, segmenter: Segmenter, networks: ContextNetworks, options: CiSSNetOptions) -> None:
