@@ -202,7 +202,7 @@ def time_alone(learner: CiSSNetLearner, records: pa.RecordBatch, repeats: int) -
         said = [one.detach().requires_grad_() for one in (played.action_logits, played.values)]
         watch.restart()
         read_maps(records)
-        learner_module.labels_of_positions(batch.labels, size, learner._stride(batch.labels, size))
+        learner_module.labels_of_positions(batch.labels, size, learner._stride)
         torch.stack(learner._actor_critic(Played(played.logits, *said), batch, labels, rows)).sum().backward()
         watch.turn()
         found.append(watch.spent[REST])

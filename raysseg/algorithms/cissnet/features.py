@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from raysseg.errors import InputError
 from raysseg.segmenters import Segmenter, evaluation_mode
 
 Kind = Literal["encoder", "pyramid"]
@@ -42,6 +43,9 @@ def feature_shape(segmenter: Segmenter, kind: Kind) -> tuple[int, int]:
         segmenter: of any weights, on any device.
         kind: as for `domain_features`.
 
+    Raises:
+        InputError: the encoder's last maps are not positions of the image.
+
     Source: design.
     """
     with torch.no_grad(), evaluation_mode(segmenter):
@@ -51,5 +55,11 @@ def feature_shape(segmenter: Segmenter, kind: Kind) -> tuple[int, int]:
 
 
 def _stride(encoded: list[Tensor]) -> int:
-    """The first encoded map of every encoder of segmentation_models_pytorch is the padded image."""
-    return encoded[0].shape[-1] // encoded[-1].shape[-1]
+    """The first encoded map of the convolutional encoders of segmentation_models_pytorch is the padded image."""
+    side, cells = encoded[0].shape[-1], encoded[-1].shape[-1]
+    if encoded[-1].ndim != 4 or not cells or side % cells:
+        raise InputError(
+            f"The segmenter's encoder ends in maps {list(encoded[-1].shape)} of an image of {side} pixels, which cannot be "
+            "cissnet.network.features: an encoder whose maps divide the image is expected."
+        )
+    return side // cells

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 
 from raysseg.algorithms.cissnet.config import CiSSNetSettings
 from raysseg.algorithms.cissnet.episode import box_of_positions, context_map, labels_of_positions
-from raysseg.algorithms.cissnet.features import domain_features
+from raysseg.algorithms.cissnet.features import domain_features, feature_shape
 from raysseg.algorithms.cissnet.module import CONTEXT, ContextNetworks, Played
 from raysseg.algorithms.cissnet.steps import read_maps
 from raysseg.core.crops import read_crops
@@ -115,6 +116,8 @@ class CiSSNetLearner(SegmentationLearner):
         learning, networks = self.settings.cissnet.learning, self._networks()
         wanted = Preparation(kind="context", records=minibatch.records)
         batch: Episodes = self.learners.agree(lambda: self.prefetch.take(wanted))
+        if work.upcoming is not None:
+            self.prefetch.begin(Preparation(kind="context", records=work.upcoming))
         optimiser = self.get_optimizer(CONTEXT, CONTEXT)
         rate = learning.optimiser.learning_rate * schedule_factor(
             learning.optimiser, update / self.settings.cissnet.total_updates
@@ -122,7 +125,7 @@ class CiSSNetLearner(SegmentationLearner):
         set_learning_rate(optimiser, rate)
         segmenter, kind = self._segmenter_module().online, self.settings.cissnet.network.features
         size = (int(batch.predictions.shape[-2]), int(batch.predictions.shape[-1]))
-        labels = labels_of_positions(batch.labels, size, self._stride(batch.labels, size))
+        labels = labels_of_positions(batch.labels, size, self._stride)
         weight = self._class_weight(GROUND_TRUTH, None)
         counts = torch.stack([label_mass(batch.labels, weight).double(), (labels < PADDING).sum().double()])
         mass, positions = self.learners.sum(counts, minibatch.share).clamp(min=1.0).float().unbind()
@@ -173,12 +176,10 @@ class CiSSNetLearner(SegmentationLearner):
             else to_device(np.ascontiguousarray(maps.probabilities), device),
         )
 
-    @staticmethod
-    def _stride(labels: torch.Tensor, size: tuple[int, int]) -> int:
-        stride = 1
-        while size[0] * stride < labels.shape[-2] or size[1] * stride < labels.shape[-1]:
-            stride *= 2
-        return stride
+    @functools.cached_property
+    def _stride(self) -> int:
+        """Pixels of a crop per position."""
+        return feature_shape(self._segmenter_module().online, self.settings.cissnet.network.features)[1]
 
     @staticmethod
     def _segmentation(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
@@ -206,9 +207,7 @@ class CiSSNetLearner(SegmentationLearner):
             predictions,
             actions,
             labels,
-            box=box_of_positions(
-                options.reward.box, (labels.shape[-2], labels.shape[-1]), self._stride(batch.labels, labels.shape[-2:])
-            ),
+            box=box_of_positions(options.reward.box, (labels.shape[-2], labels.shape[-1]), self._stride),
             correct_weight=options.reward.correct_weight,
             uncertain_weight=options.reward.uncertain_weight,
         )

@@ -81,15 +81,18 @@ class ContextPlan:
         return len(self._algorithm.fresh) >= self._settings.rollouts_per_update
 
     def work(self, update: int) -> LearnerWork:
-        """Takes the oldest rollouts for the n-th update."""
-        count = self._settings.rollouts_per_update
-        taken, self._algorithm.fresh[:] = self._algorithm.fresh[:count], self._algorithm.fresh[count:]
+        """Takes the oldest rollouts for the n-th update; where those of the next one are there too, they can be made ready."""
+        count, fresh = self._settings.rollouts_per_update, self._algorithm.fresh
+        taken, fresh[:] = fresh[:count], fresh[count:]
         self.learned_from += taken
-        records = pa.Table.from_batches(taken).combine_chunks().to_batches()[0]
+        upcoming = _together(fresh[:count]) if self._settings.engine.prefetch and self.ready() else None
+        records = _together(taken)
         version = self._algorithm.policy_version + self._under_way
         self._under_way += 1
         context = {"update": self._first + update, "policy_version": version, "seed": self._settings.seed}
-        return LearnerWork(kind="context", records=records, context=context, minibatches=(records.num_rows,))
+        return LearnerWork(
+            kind="context", records=records, context=context, minibatches=(records.num_rows,), upcoming=upcoming
+        )
 
     def learned(self, update: int, records: pa.RecordBatch, numbers: dict[str, Any]) -> None:
         """The policy is one version further."""
@@ -103,3 +106,7 @@ class ContextPlan:
     def weights(self) -> Mapping[str, tuple[int, list[ray.ObjectRef]]]:
         """Returns the newest weights of the segmenter and of the networks on X."""
         return self._algorithm.weights
+
+
+def _together(rollouts: list[pa.RecordBatch]) -> pa.RecordBatch:
+    return pa.Table.from_batches(rollouts).combine_chunks().to_batches()[0]

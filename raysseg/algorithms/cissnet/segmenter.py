@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from raysseg.algorithms.cissnet.config import CiSSNetOptions
 from raysseg.algorithms.cissnet.episode import ContextEpisode, labels_of_positions
-from raysseg.algorithms.cissnet.features import domain_features
+from raysseg.algorithms.cissnet.features import domain_features, feature_shape
 from raysseg.algorithms.cissnet.module import ContextNetworks
 from raysseg.algorithms.cissnet.policies import Choice
 from raysseg.segmenters import Segmenter, SegmenterOutput
@@ -44,9 +44,7 @@ class ContextSegmenter(nn.Module):
         features = domain_features(self.segmenter, images, self.options.network.features)
         cells = (int(features.shape[-2]), int(features.shape[-1]))
         if labels is not None:
-            stride = 1
-            while cells[0] * stride < images.shape[-2] or cells[1] * stride < images.shape[-1]:
-                stride *= 2
+            _, stride = feature_shape(self.segmenter, self.options.network.features)
             labels = labels_of_positions(labels, cells, stride)
         return ContextEpisode(self.networks, self.options, features, labels)
 
