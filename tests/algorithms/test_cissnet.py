@@ -16,6 +16,7 @@ from algorithms.tiny_cissnet import CELLS, CLASSES, STEPS, settings_of
 from raysseg.algorithms.cissnet.algorithm import CiSSNet
 from raysseg.algorithms.cissnet.config import CiSSNetConfig, CiSSNetSettings
 from raysseg.algorithms.cissnet.episode import box_of_positions, context_map, labels_of_positions
+from raysseg.algorithms.cissnet.features import domain_features
 from raysseg.algorithms.cissnet.learner import CiSSNetLearner
 from raysseg.algorithms.cissnet.results import CONTEXT_FILE, load_networks
 from raysseg.algorithms.cissnet.segmenter import ContextSegmenter
@@ -200,7 +201,7 @@ def test_a_rollout_is_a_function_of_its_order(learn: Train) -> None:
 
 
 def test_the_learner_rebuilds_what_was_played(learn: Train) -> None:
-    algorithm, _ = learn(cissnet__learning__updates=1, cissnet__network__dropout=0.0)
+    algorithm, _ = learn(cissnet__learning__updates=1)
     records = rolled_out(algorithm)
     maps = read_maps(records)
     (learner,) = [one.get() for one in algorithm.learner_group.foreach_learner(lambda learner: learner)]
@@ -208,11 +209,15 @@ def test_the_learner_rebuilds_what_was_played(learn: Train) -> None:
 
     batch = learner.prepare_context(Preparation(kind="context", records=records))
     networks = algorithm.env_runner.networks.eval()
-    features = algorithm.env_runner.env._features
+    features = domain_features(algorithm.env_runner.segmenter.online, batch.images, "pyramid")
     contexts = context_map(batch.predictions[:-1], batch.actions)
     with torch.no_grad():
         played = networks(features, batch.predictions, contexts)
+        learned = networks.train()(features, batch.predictions, contexts)
     assert torch.equal(played.logits.argmax(2).to(torch.uint8), torch.tensor(maps.predictions))
+    assert not torch.equal(learned.logits, played.logits), "S-Net learns with dropout"
+    assert torch.equal(learned.action_logits, played.action_logits), "the policy that learns is the one that acts"
+    assert torch.equal(learned.values, played.values)
     share = torch.softmax(played.action_logits, 2).gather(2, batch.actions[:, :, None].long())[:, :, 0]
     torch.testing.assert_close(share.half(), batch.probabilities, atol=2e-3, rtol=2e-3)
 

@@ -101,14 +101,17 @@ class Interruption(Exception):
     """Ends a run in the middle."""
 
 
-@pytest.mark.parametrize("remote", [False, True])
-def test_a_run_that_goes_on_in_the_middle_of_learning_ends_where_it_would_have(train: Train, remote: bool) -> None:
+@pytest.mark.parametrize(("remote", "base", "at"), [(False, 0, 3), (True, 0, 3), (False, 2, 1), (False, 2, 2)])
+def test_a_run_that_goes_on_in_the_middle_of_learning_ends_where_it_would_have(
+    train: Train, remote: bool, base: int, at: int
+) -> None:
     changes = {"engine__num_env_runners": 1, "engine__num_learners": 1, **REMOTE} if remote else {}
     changes |= {"engine__checkpoint_interval": 1, "engine__write_rollouts": True}
+    changes |= {"cissnet__learning__base_updates": base}
     whole = train("whole", **changes)
 
     def fail(algorithm: CiSSNet) -> None:
-        if algorithm.record.get("update") == 3:
+        if algorithm.record.get("update") == at:
             raise Interruption
 
     with pytest.raises(Interruption):
