@@ -121,16 +121,21 @@ def _mean_over_views(
     if not scales or min(scales) <= 0:
         raise InputError(f"The inference scales are {list(scales)}, expected one or more positive numbers.")
     batch, _, height, width = images.shape
-    probabilities = torch.zeros(count, batch, num_classes, height, width, device=images.device)
     rows_of_size: dict[tuple[int, int], list[int]] = {}
     for row, (rows, columns) in enumerate(sizes.tolist() if sizes is not None else [[height, width]] * batch):
         rows_of_size.setdefault((rows, columns), []).append(row)
+
+    def means_of(members: list[int], size: tuple[int, int]) -> Tensor:
+        own = normalise(images[members, :, : size[0], : size[1]])
+        truth = None if labels is None else labels[members, : size[0], : size[1]]
+        return _mean_softmax(forward, count, num_classes, own, truth, size, scales, flip)
+
     with torch.autocast(images.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
+        if list(rows_of_size) == [(height, width)]:
+            return means_of(list(range(batch)), (height, width))
+        probabilities = torch.zeros(count, batch, num_classes, height, width, device=images.device)
         for size, members in rows_of_size.items():
-            own = normalise(images[members, :, : size[0], : size[1]])
-            truth = None if labels is None else labels[members, : size[0], : size[1]]
-            means = _mean_softmax(forward, count, num_classes, own, truth, size, scales, flip)
-            probabilities[:, members, :, : size[0], : size[1]] = means
+            probabilities[:, members, :, : size[0], : size[1]] = means_of(members, size)
     return probabilities
 
 
@@ -163,4 +168,4 @@ def _mean_softmax(
                 if logits.shape[-2:] != size:
                     logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
                 total[place] += torch.softmax(logits.float(), dim=1)
-    return total / (len(scales) * (2 if flip else 1))
+    return total.div_(len(scales) * (2 if flip else 1))
