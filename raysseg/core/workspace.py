@@ -5,6 +5,7 @@ may use.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -28,6 +29,12 @@ class Workspace:
     def __init__(self, settings: MethodSettings, store_uri: str, labels_uri: str, device: torch.device) -> None:
         self.settings = settings
         self.device = device
+        if device.type == "cpu" and self.low_precision is not None and not _cpu_has_bf16():
+            warnings.warn(
+                "engine.precision is 'bf16' but this CPU has no instructions for it, so networks take about ten times as long: "
+                "expected 'auto' or 'fp32'",
+                stacklevel=2,
+            )
         self.store = Store.open(store_uri)
         self.label_store = LabelStore(labels_uri)
         self._splits: dict[str, DeviceDataset] = {}
@@ -66,6 +73,11 @@ class Workspace:
 def low_precision(precision: str, device: torch.device) -> torch.dtype | None:
     """Returns the dtype of autocast for the setting `engine.precision` on a device, or None for fp32."""
     return torch.bfloat16 if precision == "bf16" or (precision == "auto" and device.type == "cuda") else None
+
+
+def _cpu_has_bf16() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
 
 def choose_device(num_gpus: float) -> torch.device:

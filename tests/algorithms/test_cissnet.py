@@ -16,7 +16,7 @@ from algorithms.tiny_cissnet import CELLS, CLASSES, STEPS, settings_of
 from raysseg.algorithms.cissnet.algorithm import CiSSNet
 from raysseg.algorithms.cissnet.config import CiSSNetConfig, CiSSNetSettings
 from raysseg.algorithms.cissnet.episode import box_of_positions, context_map, labels_of_positions
-from raysseg.algorithms.cissnet.features import domain_features
+from raysseg.algorithms.cissnet.features import NewestFeatures, domain_features
 from raysseg.algorithms.cissnet.learner import CiSSNetLearner
 from raysseg.algorithms.cissnet.results import CONTEXT_FILE, load_networks
 from raysseg.algorithms.cissnet.segmenter import ContextSegmenter
@@ -220,6 +220,44 @@ def test_the_learner_rebuilds_what_was_played(learn: Train) -> None:
     assert torch.equal(learned.values, played.values)
     share = torch.softmax(played.action_logits, 2).gather(2, batch.actions[:, :, None].long())[:, :, 0]
     torch.testing.assert_close(share.half(), batch.probabilities, atol=2e-3, rtol=2e-3)
+
+
+def test_one_process_makes_features_once(learn: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The learner takes X from its own actor; where a minibatch is passed in pieces it makes X of each piece again."""
+    made: list[int] = []
+    real = domain_features
+
+    def counted(segmenter: Any, images: torch.Tensor, kind: Any) -> torch.Tensor:
+        made.append(len(images))
+        return real(segmenter, images, kind)
+
+    monkeypatch.setattr("raysseg.algorithms.cissnet.learner.domain_features", counted)
+    _, shared = learn()
+    assert made == []
+    monkeypatch.setattr("raysseg.algorithms.cissnet.features.NewestFeatures.take", lambda *_: None)
+    _, again = learn()
+    assert made == [4] * 4
+    losses = [[row["loss"] for row in rows if "update" in row] for rows in (shared, again)]
+    assert losses[0] == losses[1]
+    monkeypatch.undo()
+    monkeypatch.setattr("raysseg.algorithms.cissnet.learner.domain_features", counted)
+    made.clear()
+    learn(engine__gradient_accumulation=2)
+    assert made == [2] * 8
+
+
+def test_kept_features_are_those_of_the_same_crops() -> None:
+    newest, rows, seeds = NewestFeatures(), np.array([3, 1]), np.array([7, 8])
+    assert newest.take(rows, seeds) is None
+    with torch.inference_mode():
+        newest.keep(rows, seeds, torch.ones(2, 1, 2, 2))
+    assert newest.take(rows, seeds[::-1]) is None
+    assert newest.take(rows[::-1], seeds) is None
+    found = newest.take(rows.astype(np.int32), seeds)
+    assert found is not None
+    weight = torch.ones(1, 1, 1, 1, requires_grad=True)
+    torch.nn.functional.conv2d(found, weight).sum().backward()
+    assert float(weight.grad) == 8.0
 
 
 def test_maps_survive_the_wire() -> None:

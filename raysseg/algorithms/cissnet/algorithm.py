@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from raysseg.algorithms.cissnet.config import CiSSNetConfig, CiSSNetSettings
+from raysseg.algorithms.cissnet.features import NewestFeatures
 from raysseg.algorithms.cissnet.module import CONTEXT, ContextNetworks
 from raysseg.algorithms.cissnet.pictures import draw_contexts
 from raysseg.algorithms.cissnet.plan import ContextPlan
@@ -46,6 +47,11 @@ class CiSSNet(SegmentationAlgorithm):
         """Builds everything; no rollout waits to be learned from yet."""
         self.fresh: list[pa.RecordBatch] = []
         super().setup(config)
+        # X of a whole minibatch and of its pieces may differ in the last bit, and with them serial and remote runs.
+        if self.env_runner is not None and self.learner.is_local and self.settings.engine.gradient_accumulation == 1:
+            newest = NewestFeatures()
+            self.env_runner.newest_features = newest
+            self.learner_group.foreach_learner(lambda learner: learner.look_for_features(newest))
 
     @property
     def num_stages(self) -> int:

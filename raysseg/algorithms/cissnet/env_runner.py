@@ -11,6 +11,7 @@ from gymnasium.vector import AutoresetMode
 
 from raysseg.algorithms.cissnet.config import CiSSNetSettings
 from raysseg.algorithms.cissnet.env import CiSSNetVectorEnv
+from raysseg.algorithms.cissnet.features import NewestFeatures
 from raysseg.algorithms.cissnet.module import CONTEXT, ContextNetworks
 from raysseg.algorithms.cissnet.segmenter import ContextSegmenter
 from raysseg.algorithms.cissnet.steps import EpisodeMaps, episode_records
@@ -25,6 +26,8 @@ class CiSSNetEnvRunner(SegmentationEnvRunner):
     """Plays the ordered crops and scores the ordered images, each a pure function of its order and the weights."""
 
     settings: CiSSNetSettings
+    newest_features: NewestFeatures | None = None
+    """Where a learner of the same process looks for X."""
 
     def make_env(self) -> None:
         """Builds the environment; its networks are replaced by the module's before it is played."""
@@ -66,7 +69,9 @@ class CiSSNetEnvRunner(SegmentationEnvRunner):
         rows, seeds = (np.array(records.column(name)) for name in ("row", "seed"))
         env = self.env
         env.use_networks(self.segmenter.online, self.networks.eval())
-        env.reset(options={"rows": rows.astype(np.int64), "seeds": seeds})
+        observation, _ = env.reset(options={"rows": rows.astype(np.int64), "seeds": seeds})
+        if self.newest_features is not None:
+            self.newest_features.keep(rows, seeds, observation["features"])
         episode = env.episode
         assert episode is not None
         own_seeds = torch.as_tensor(seeds, dtype=torch.int64, device=self.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,6 +53,29 @@ def feature_shape(segmenter: Segmenter, kind: Kind) -> tuple[int, int]:
         empty = torch.zeros(1, 3, 64, 64, device=next(segmenter.parameters()).device)
         encoded = segmenter.encode(empty)
     return domain_features(segmenter, empty, kind).shape[1], _stride(encoded)
+
+
+class NewestFeatures:
+    """X of the crops that were played last, for a learner of the same process, which would make the same again."""
+
+    def __init__(self) -> None:
+        self._crops: tuple[bytes, bytes] | None = None
+        self._maps: Tensor | None = None
+
+    def keep(self, rows: np.ndarray, seeds: np.ndarray, maps: Tensor) -> None:
+        """Keeps X float `[B, C, h, w]` of the crops of rows int64 `[B]` under seeds int64 `[B]`, in place of what was kept."""
+        self._crops, self._maps = _named(rows, seeds), maps
+
+    def take(self, rows: np.ndarray, seeds: np.ndarray) -> Tensor | None:
+        """Returns X float `[B, C, h, w]`, fit for gradients of what is made of it, where these very crops were kept."""
+        if self._maps is None or self._crops != _named(rows, seeds):
+            return None
+        # Made under inference mode, which autograd refuses; a copy is not.
+        return self._maps.clone() if self._maps.is_inference() else self._maps
+
+
+def _named(rows: np.ndarray, seeds: np.ndarray) -> tuple[bytes, bytes]:
+    return np.asarray(rows, dtype=np.int64).tobytes(), np.asarray(seeds, dtype=np.int64).tobytes()
 
 
 def _stride(encoded: list[Tensor]) -> int:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from raysseg.algorithms.cissnet.config import CiSSNetSettings
 from raysseg.algorithms.cissnet.episode import box_of_positions, context_map, labels_of_positions
-from raysseg.algorithms.cissnet.features import domain_features, feature_shape
+from raysseg.algorithms.cissnet.features import NewestFeatures, domain_features, feature_shape
 from raysseg.algorithms.cissnet.module import CONTEXT, ContextNetworks, Played
 from raysseg.algorithms.cissnet.steps import read_maps
 from raysseg.core.crops import read_crops
@@ -56,6 +56,11 @@ class CiSSNetLearner(SegmentationLearner):
     """Adds the update of the networks on X to the segmenter's."""
 
     settings: CiSSNetSettings
+    _newest_features: NewestFeatures | None = None
+
+    def look_for_features(self, newest: NewestFeatures) -> None:
+        """Takes X from an actor of this process where it has made it, instead of making it again."""
+        self._newest_features = newest
 
     def trained_networks(self) -> dict[str, torch.nn.Module]:
         """Returns the segmenter, and the networks on X where the variant trains any."""
@@ -131,11 +136,14 @@ class CiSSNetLearner(SegmentationLearner):
         mass, positions = self.learners.sum(counts, minibatch.share).clamp(min=1.0).float().unbind()
         networks.train()
         parts: list[torch.Tensor] = []
+        known = None
+        if self._newest_features is not None:
+            known = self._newest_features.take(*(np.asarray(minibatch.records.column(name)) for name in ("row", "seed")))
 
         def loss_of(network: torch.nn.Module, rows: slice) -> torch.Tensor:
             contexts = context_map(batch.predictions[:-1, rows], batch.actions[:, rows])
             with self.workspace.autocast():
-                features = domain_features(segmenter, batch.images[rows], kind)
+                features = domain_features(segmenter, batch.images[rows], kind) if known is None else known[rows]
                 played: Played = network(features, batch.predictions[:, rows], contexts)
             losses = [self._segmentation(played.logits, batch.labels[rows], weight) / (len(played.logits) * mass)]
             if played.action_logits is not None and played.values is not None:
