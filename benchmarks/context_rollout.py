@@ -148,7 +148,7 @@ def measure_updates(options: argparse.Namespace, folder: Path) -> None:
     runner.share_module(learner.module)
     print(
         f"\n{options.recipe}: {settings.segmenter.architecture} {settings.segmenter.encoder}, crop "
-        f"{list(settings.training.augmentation.crop or ())}, maps {list(runner.env.cells)}, width {network.width}, T "
+        f"{list(settings.crops.augmentation.crop or ())}, maps {list(runner.env.cells)}, width {network.width}, T "
         f"{settings.cissnet.learning.steps}, {settings.engine.precision}, {count} images; medians of {options.repeats} turns"
     )
     for name, asynchronous in (("synchronous, GAE", False), ("asynchronous, V-trace", True)):

@@ -103,6 +103,15 @@ def set_value(values: dict[str, Any], dotted: str, value: Any) -> None:
     values[last] = value
 
 
+def set_options(values: dict[str, Any], section: str, options: Mapping[str, Any]) -> None:
+    """Sets options of a section; those that are given as a section of their own leave the rest of it as it is."""
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            set_options(values, f"{section}.{key}", value)
+        else:
+            set_value(values, f"{section}.{key}", value)
+
+
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe that is shipped (by name) or a YAML file, and applies `key=value` overrides.
 

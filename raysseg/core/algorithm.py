@@ -190,8 +190,11 @@ class SegmentationAlgorithm(Algorithm, abc.ABC):
     def publish(self, *modules: str) -> None:
         """Puts the named modules' weights where actors pull them with their next order; what is published already stays.
 
-        In serial mode the actor shares the learner's networks.
+        In serial mode the actor shares the learner's networks. While an asynchronous loop goes on, it alone publishes, as it
+        stamps its orders with what it published.
         """
+        if isinstance(self._loop, AsynchronousLoop):
+            return
         stale = tuple(module for module in modules if self._published.get(module) != self.module_version(module))
         if self.pool is not None and stale:
             self.take_weights(self.learner.publish(stale), *stale)

@@ -190,7 +190,9 @@ class AsynchronousLoop(Generic[Plan]):
         """Orders rollouts while slots are free and the rest of the phase needs them."""
         per_actor = self._engine.rollouts_ahead
         with_learner = self._received - min(self._received, math.floor(self._done * self._price))
-        while len(self._outstanding) + with_learner < per_actor * max(1, self._pool.alive):
+        # Fewer slots than an update takes would keep what has arrived waiting for what is never ordered.
+        slots = max(math.ceil(self._price), per_actor * max(1, self._pool.alive))
+        while len(self._outstanding) + with_learner < slots:
             needed = math.ceil(self._updates * self._price - self._granted) - self._received - len(self._outstanding)
             actor = self._pool.least_busy(fewer_than=min(2, per_actor)) if needed > 0 else None
             if actor is None:

@@ -31,7 +31,7 @@ class Workspace:
         self.device = device
         if device.type == "cpu" and self.low_precision is not None and not _cpu_has_bf16():
             warnings.warn(
-                "engine.precision is 'bf16' but this CPU has no instructions for it, so networks take about ten times as long: "
+                "engine.precision is 'bf16' but this CPU has no instructions for it, which can make networks many times slower: "
                 "expected 'auto' or 'fp32'",
                 stacklevel=2,
             )

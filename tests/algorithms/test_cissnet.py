@@ -112,6 +112,15 @@ def test_each_policy_has_its_phases_and_scores(learn: Train, policy: str) -> Non
         assert ("reward" in records[-2]) == (policy != "baseline")
 
 
+def test_the_score_is_that_of_the_step_that_is_used(learn: Train) -> None:
+    rate = {"name": "adamw", "learning_rate": 0.03}
+    _, records = learn(cissnet__inference={"steps": 0, "scored_steps": [0, 2]}, cissnet__learning__optimiser=rate)
+    last = records[-1]
+    assert last["miou_at_steps"][0] != last["miou_at_steps"][1], "otherwise this test says nothing"
+    assert last["miou"] == last["miou_at_steps"][0]
+    assert last["pixel_accuracy"] == last["pixel_accuracy_at_steps"][0]
+
+
 def test_the_base_net_may_learn_alone_at_first(learn: Train) -> None:
     changes = {"cissnet__learning__base_updates": 2, "cissnet__learning__updates": 2}
     algorithm, records = learn(**changes)
@@ -220,6 +229,18 @@ def test_the_learner_rebuilds_what_was_played(learn: Train) -> None:
     assert torch.equal(learned.values, played.values)
     share = torch.softmax(played.action_logits, 2).gather(2, batch.actions[:, :, None].long())[:, :, 0]
     torch.testing.assert_close(share.half(), batch.probabilities, atol=2e-3, rtol=2e-3)
+
+
+def test_episodes_may_have_crops_of_their_own(learn: Train, tmp_path: Path) -> None:
+    own = {"crop": [24, 40], "scale": [1.0, 1.0], "flip": 0.0, "rotation": 0.0}
+    changes = {"cissnet__learning__augmentation": own, "cissnet__reward__box": [8, 8]}
+    algorithm, records = learn(**changes)
+    assert read_maps(rolled_out(algorithm)).predictions.shape[2:] == (3, 5)
+    _, plain = learn(cissnet__reward__box=[8, 8])
+    losses = [[row["loss"] for row in rows if row["phase"] == "pretrain"] for rows in (records, plain)]
+    assert losses[0] == losses[1], "the segmenter is trained on the crops of its own section"
+    with pytest.raises(InputError, match="3 positions of 8 pixels in its height, but the maps have 2"):
+        learn(cissnet__learning__augmentation={**own, "crop": [16, 40]})
 
 
 def test_one_process_makes_features_once(learn: Train, monkeypatch: pytest.MonkeyPatch) -> None:

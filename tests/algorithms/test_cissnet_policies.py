@@ -9,12 +9,14 @@ import torch
 from algorithms.tiny_cissnet import settings_of
 
 from raysseg.algorithms.cissnet.config import CiSSNetOptions
+from raysseg.algorithms.cissnet.episode import ContextEpisode
 from raysseg.algorithms.cissnet.features import _stride, feature_shape
 from raysseg.algorithms.cissnet.module import ContextNetworks
 from raysseg.algorithms.cissnet.networks import ContextNet, PyramidEncoder
 from raysseg.algorithms.cissnet.policies import POLICIES, Observation
 from raysseg.algorithms.cissnet.segmenter import ContextSegmenter
 from raysseg.errors import InputError
+from raysseg.functional.constants import PADDING
 from raysseg.functional.pixel_policy import action_entropy, action_log_probabilities, actor_critic_losses
 from raysseg.segmenters import build_segmenter
 
@@ -106,6 +108,30 @@ def test_the_scored_steps_are_those_of_one_episode() -> None:
     assert not torch.equal(found[1], found[0])
     with torch.no_grad():
         assert torch.equal(played(images).logits, expected[settings.cissnet.inference.steps])
+
+
+@pytest.mark.parametrize("policy", ["context", "p-map", "greedy", "oracle"])
+def test_what_lies_beside_an_image_is_never_context(policy: str) -> None:
+    torch.manual_seed(0)
+    settings = settings_of(cissnet__policy=policy)
+    network = settings.cissnet.network.model_dump()
+    networks = ContextNetworks(network, 6, CLASSES, uses_context=True, learns=policy == "context").eval()
+    assert networks.bias is not None
+    torch.nn.init.normal_(networks.bias.last.weight)
+    features, labels = torch.randn(2, 6, 6, 6), torch.randint(0, CLASSES, (2, 6, 6)).to(torch.uint8)
+    labels[0, 3:] = PADDING
+    with torch.no_grad():
+        episode = ContextEpisode(networks, settings.cissnet, features, labels)
+        actions = episode.choose(torch.tensor([1, 2])).actions
+        assert not actions[0, 3:].any()
+        assert actions[0, :3].any()
+        if policy == "greedy":
+            assert actions.flatten(1).sum(1).tolist() == [9, 18], "half of what is on the image"
+        everywhere = ContextEpisode(networks, settings.cissnet, features, labels)
+        kept, asked = actions.clone(), actions.clone()
+        asked[0, 3:] = True
+        assert torch.equal(episode.advance(kept), everywhere.advance(asked))
+        assert torch.equal(episode.logits, everywhere.logits)
 
 
 def test_features_are_found_on_any_device_and_refused_without_positions() -> None:

@@ -317,6 +317,17 @@ def test_where_rollouts_are_part_of_the_method_none_is_granted() -> None:
     assert sorted(loop.plan.numbers()) == list(range(12))
 
 
+@pytest.mark.parametrize(("actors", "ahead", "price"), [(1, 2, 4.0), (1, 1, 2.0), (2, 1, 4.0)])
+def test_an_update_that_takes_more_rollouts_than_there_are_slots_is_paid_all_the_same(
+    actors: int, ahead: int, price: float
+) -> None:
+    world = World(actors=actors)
+    loop = make(world, updates=3, rollouts_ahead=ahead, rollouts_per_update=price)
+    loop.plan.goes_on_from_replay = False
+    assert len(loop.run(3, should_stop=lambda: world.now > 100)) == 3
+    assert sorted(loop.plan.numbers()) == list(range(3 * int(price)))
+
+
 def test_a_silent_actor_holds_nobody() -> None:
     world = World(actors=3)
     loop = make(world)

@@ -132,6 +132,8 @@ def test_a_finished_variant_is_an_environment_and_starts_as_its_episodes_did(tra
     assert np.array_equal(observation["predictions"], expected)
     ends = [env.step(env.action_space.sample())[3] for _ in range(STEPS)]
     assert ends == [False] * (STEPS - 1) + [True]
+    other = gymnasium.make("raysseg/CiSSNet-v0", run=str(folder), reward={"correct_weight": 1.0}).unwrapped.vector_env
+    assert other.settings.cissnet.reward.model_dump() == {**inner.settings.cissnet.reward.model_dump(), "correct_weight": 1.0}
 
 
 # ---- actors side by side --------------------------------------------------------------------------------------------
@@ -168,6 +170,19 @@ def test_two_actors_play_ahead_and_every_crop_is_learned_from_once(train: Train,
         assert min(lags) >= 0
     assert len({one["policy_version"] for one in played}) > 3, "actors pulled weights again"
     assert rows[-1]["rollouts_dropped"] == 0
+
+
+def test_the_loop_alone_publishes_while_it_goes_on(train: Train) -> None:
+    seen: list[int] = []
+
+    def look(algorithm: CiSSNet) -> None:
+        if algorithm.record["phase"] == "learn":
+            seen.append(algorithm._publications)
+
+    changes = {**AHEAD, "engine__num_env_runners": 1, "engine__broadcast_interval": 3}
+    folder = train("rare", look=look, cissnet__learning__updates=9, **changes)
+    assert [count - seen[0] for count in seen] == [0, 0, 1, 1, 1, 2, 2, 2, 3]
+    assert {one["policy_version"] for one in episodes(folder)} <= {0, 3, 6}
 
 
 @pytest.mark.parametrize("learners", [0, 1])
@@ -278,6 +293,9 @@ class Bench:
             context = {"segmenter_version": 0, "policy_version": 0, "steps": STEPS if update else 0}
             context["probabilities"] = probabilities
             records = self.runner.sample(records=orders, context=context)
+            # Two policies, so that learners with half of the rows each have lags of their own.
+            place, versions = records.schema.get_field_index("policy_version"), pa.array([0, 0, update, update], pa.int32())
+            records = records.set_column(place, records.schema.field(place), versions)
             values = {"update": update, "policy_version": update, "seed": 3}
             found.append(LearnerWork(kind="context", records=records, context=values, minibatches=(records.num_rows,)))
         return found

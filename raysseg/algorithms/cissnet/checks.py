@@ -28,7 +28,7 @@ def check_run(settings: CiSSNetSettings, store: Store) -> None:
     """
     network = settings.segmenter.model_copy(update={"weights": "none"})
     _, stride = feature_shape(build_segmenter(network, store.info.num_classes), settings.cissnet.network.features)
-    crop = settings.training.augmentation.crop
+    crop = settings.crops.augmentation.crop
     if crop is None:
         sizes = [store.size(key) for key in store.keys(settings.data.train_split)]
         crop = (max(height for height, _ in sizes), max(width for _, width in sizes))

@@ -11,7 +11,8 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from raysseg.configuration import Settings
 from raysseg.core.config import SegmentationConfig, any_space
-from raysseg.core.settings import MethodSettings, OptimiserSettings
+from raysseg.core.settings import MethodSettings, OptimiserSettings, TrainingSettings
+from raysseg.data.augmentation import AugmentationSettings
 
 Policy = Literal["none", "baseline", "p-map", "greedy", "oracle", "context"]
 
@@ -29,7 +30,9 @@ class NetworkOptions(Settings):
         256, ge=1, description="[P] channels of each pooled branch that encodes a p-map; [C] 64"
     )
     bins: tuple[int, ...] = Field((1, 2, 3, 6), min_length=1, description="[C] cells over height and width per branch")
-    group_channels: int = Field(16, ge=1, description="[P] channels of a group of the normalisation")
+    group_channels: int = Field(
+        16, ge=2, description="[P] channels of a group of the normalisation; one alone has no variance in a single cell"
+    )
     dropout: float = Field(
         0.1, ge=0, lt=1, description="[P] after the trunks of Base and Bias Net; without effect in [C]"
     )
@@ -70,6 +73,9 @@ class LearningOptions(Settings):
     updates: int = Field(20000, ge=1, description="[R] updates with contexts; not in the paper")
     batch_size: int = Field(
         32, ge=1, description="[P] crops per update, 2 on each of 16 GPUs; the rollouts of an update share them"
+    )
+    augmentation: AugmentationSettings | None = Field(
+        None, description="[R] of the crops that episodes are played on; null: that of training.augmentation"
     )
     steps: int = Field(8, ge=1, description="[C] T: steps of an episode")
     gamma: float = Field(0.9, ge=0, le=1, description="[P] discount")
@@ -193,7 +199,7 @@ class CiSSNetSettings(MethodSettings):
     """Everything that one trained variant of CiSS-Net needs.
 
     `training` trains the segmenter that X is from, on whole label maps (`pretrain_epochs`); its augmentation is used by
-    episodes too.
+    episodes too, where `cissnet.learning.augmentation` does not give them their own.
     """
 
     method: Literal["cissnet"] = "cissnet"
@@ -232,6 +238,12 @@ class CiSSNetSettings(MethodSettings):
                     f"cissnet.learning.{name} is {value:g} but engine.mode is 'synchronous', where nothing is corrected"
                 )
         return self
+
+    @property
+    def crops(self) -> TrainingSettings:
+        """How the crops that episodes are played on are read."""
+        own = self.cissnet.learning.augmentation
+        return self.training if own is None else self.training.model_copy(update={"augmentation": own})
 
     @property
     def rollouts_per_update(self) -> int:

@@ -61,7 +61,7 @@ class CiSSNetVectorEnv(SegmentationVectorEnv[Observation]):
         self.workspace, self.settings = workspace, settings
         self.segmenter, self.networks = segmenter, networks
         options = settings.cissnet
-        crop = settings.training.augmentation.crop or workspace.train.canvas
+        crop = settings.crops.augmentation.crop or workspace.train.canvas
         channels, self.stride = feature_shape(segmenter, options.network.features)
         self.cells = (-(-crop[0] // self.stride), -(-crop[1] // self.stride))
         self.box = box_of_positions(options.reward.box, self.cells, self.stride)
@@ -88,7 +88,7 @@ class CiSSNetVectorEnv(SegmentationVectorEnv[Observation]):
 
     def observe(self, rows: torch.Tensor, seeds: torch.Tensor) -> Observation:
         """Starts an episode: X of the crops, and Y^0 from the Base Net."""
-        images, labels = read_crops(self.workspace.train, rows, seeds, self.settings.training, GROUND_TRUTH)
+        images, labels = read_crops(self.workspace.train, rows, seeds, self.settings.crops, GROUND_TRUTH)
         assert self.networks is not None, "reset needs networks"
         options = self.settings.cissnet
         with self.workspace.autocast():
@@ -155,13 +155,13 @@ def make_cissnet_env(run: str | None = None, **overrides: Any) -> SingleImageEnv
         InputError: the folder is not a variant's, or an option is unknown.
     """
     from raysseg.algorithms.cissnet.results import load_networks
-    from raysseg.algorithms.recipes import load_variant
+    from raysseg.algorithms.recipes import load_variant, set_options
     from raysseg.configuration import load_settings
 
     if run is not None:
         variant = load_variant(Path(run))
         store_uri, segmenter, values = variant.store().uri, variant.segmenter, variant.settings.model_dump()
-        values["cissnet"] = {**values["cissnet"], **overrides}
+        set_options(values, "cissnet", overrides)
         settings = load_settings(CiSSNetSettings, values, where="gymnasium.make")
         networks = load_networks(settings, variant.folder, segmenter)
         labels_uri = str(variant.folder / "labels")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -9,11 +11,14 @@ from raysseg.algorithms.cissnet.config import CiSSNetOptions
 from raysseg.algorithms.cissnet.module import ContextNetworks
 from raysseg.algorithms.cissnet.policies import POLICIES, Choice, Observation
 from raysseg.errors import InputError
+from raysseg.functional.constants import PADDING
 from raysseg.functional.random import mix
 
 
 class ContextEpisode:
     """B images whose predictions become each other's context; X's part of every first convolution is computed once.
+
+    What lies beside an image (padding) is never context.
 
     Args:
         networks: in the mode they are to be used in.
@@ -27,7 +32,7 @@ class ContextEpisode:
     def __init__(
         self, networks: ContextNetworks, options: CiSSNetOptions, features: Tensor, labels: Tensor | None = None
     ) -> None:
-        self.networks, self.options, self.labels = networks, options, labels
+        self.networks, self.options, self.features, self.labels = networks, options, features, labels
         self.base = networks.base(features).float()
         self._bias = None if networks.bias is None else networks.bias.prepare(features)
         self._context = None if networks.context is None else networks.context.prepare(features)
@@ -48,16 +53,21 @@ class ContextEpisode:
             labels=self.labels,
             seeds=None if seeds is None else mix(seeds, self.step),
         )
-        return POLICIES[self.options.policy](observation, self.networks.context, self.options)
+        choice = POLICIES[self.options.policy](observation, self.networks.context, self.options)
+        return dataclasses.replace(choice, actions=self._on_images(choice.actions))
 
     def advance(self, actions: Tensor) -> Tensor:
         """Returns the p-map that follows, uint8 `[B, h, w]`, under actions bool `[B, h, w]`."""
         if self.networks.bias is None or self._bias is None:
             raise InputError("A Base Net alone takes no context: this variant's episodes have no step.")
-        self.logits = self.base + self.networks.bias(self._bias, context_map(self.predictions, actions)).float()
+        contexts = context_map(self.predictions, self._on_images(actions))
+        self.logits = self.base + self.networks.bias(self._bias, contexts).float()
         self.predictions = self.logits.argmax(1).to(torch.uint8)
         self.step += 1
         return self.predictions
+
+    def _on_images(self, actions: Tensor) -> Tensor:
+        return actions if self.labels is None else actions & (self.labels != PADDING)
 
 
 def context_map(predictions: Tensor, actions: Tensor) -> Tensor:

@@ -172,7 +172,7 @@ class CiSSNetLearner(SegmentationLearner):
         records, device = preparation.records, self._device
         rows = torch.tensor(np.asarray(records.column("row")), dtype=torch.int64)
         seeds = to_device(np.asarray(records.column("seed")), device)
-        images, labels = read_crops(self.workspace.train, rows, seeds, self.settings.training, GROUND_TRUTH)
+        images, labels = read_crops(self.workspace.train, rows, seeds, self.settings.crops, GROUND_TRUTH)
         maps = read_maps(records)
         return Episodes(
             images=images,
@@ -244,13 +244,14 @@ class CiSSNetLearner(SegmentationLearner):
         self, share: Share, loss: torch.Tensor, parts: torch.Tensor, work: LearnerWork, version: int, rate: float
     ) -> dict[str, Any]:
         """Returns the numbers of an update, the same on every learner."""
-        values = self.learners.sum(torch.cat([loss.view(1), parts]).float(), share).tolist()
         assert work.records is not None
+        lag = (version - np.asarray(work.records.column("policy_version"))).sum() / share.total
+        summed = torch.cat([loss.view(1), parts, parts.new_tensor([lag])]).float()
+        *values, lag = self.learners.sum(summed, share).tolist()
         if not np.isfinite(values).all():
             keys = self._keys_of(work.records.column("key").to_pylist(), share)
             raise NonFiniteError(f"The loss of the networks on X is {values[0]}; its samples are {keys}.")
         named = dict(zip(LOSSES, values[1:], strict=False))
         if "entropy" in named:
             named["entropy"] = -named["entropy"]
-        lag = version - np.asarray(work.records.column("policy_version"))
-        return {"loss": values[0], **named, "policy_lag": float(lag.mean()), "learning_rate": rate}
+        return {"loss": values[0], **named, "policy_lag": lag, "learning_rate": rate}

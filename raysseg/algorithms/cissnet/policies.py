@@ -67,9 +67,12 @@ def choose_everything(observation: Observation, network: ContextNet | None, opti
 
 def choose_confident(observation: Observation, network: ContextNet | None, options: CiSSNetOptions) -> Choice:
     """Takes the share of an image's positions whose predictions are the most confident. Source: reconstruction."""
-    confidence = torch.softmax(observation.logits.float(), 1).amax(1).flatten(1)
-    count = max(1, round(options.greedy_share * confidence.shape[1]))
-    threshold = confidence.topk(count, 1).values[:, -1:]
+    confidence = torch.softmax(observation.logits.float(), 1).amax(1)
+    if observation.labels is not None:
+        confidence = confidence.masked_fill(observation.labels == PADDING, -1.0)
+    confidence = confidence.flatten(1)
+    counts = (options.greedy_share * (confidence >= 0).sum(1, keepdim=True)).round().long().clamp(min=1)
+    threshold = confidence.sort(1, descending=True).values.gather(1, counts - 1)
     return Choice(actions=(confidence >= threshold).view_as(observation.predictions))
 
 

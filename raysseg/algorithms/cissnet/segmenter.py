@@ -36,8 +36,10 @@ class ContextSegmenter(nn.Module):
         Raises:
             InputError: the variant's policy needs label maps.
         """
-        (logits,) = self.step_logits(images, (self.options.inference_steps,))
-        return SegmenterOutput(domain_features(self.segmenter, images, self.options.network.features), logits)
+        episode = self.play(images)
+        while episode.step < self.options.inference_steps:
+            episode.advance(self.choose(episode).actions)
+        return SegmenterOutput(episode.features, episode.logits)
 
     def play(self, images: Tensor, labels: Tensor | None = None) -> ContextEpisode:
         """Returns the episode of images float `[B, 3, H, W]` before its first step, with labels uint8 `[B, H, W]` or without."""

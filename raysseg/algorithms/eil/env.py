@@ -122,14 +122,14 @@ def make_eil_env(run: str | None = None, **overrides: Any) -> SingleImageEnv:
     Raises:
         InputError: the folder is not a variant's, or an option is unknown.
     """
-    from raysseg.algorithms.recipes import load_variant
+    from raysseg.algorithms.recipes import load_variant, set_options
     from raysseg.configuration import load_settings
 
     if run is not None:
         variant = load_variant(Path(run))
         store_uri, segmenter, settings = variant.store().uri, variant.segmenter, variant.settings
         values = settings.model_dump()
-        values["eil"] = {**values["eil"], **overrides}
+        set_options(values, "eil", overrides)
         settings = load_settings(EILSettings, values, where="gymnasium.make")
         labels_uri = str(variant.folder / "labels")
     else:

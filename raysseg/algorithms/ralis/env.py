@@ -150,13 +150,13 @@ def make_ralis_env(run: str | None = None, **overrides: Any) -> SingleImageEnv:
     Raises:
         InputError: the folder is not a variant's, or an option is unknown.
     """
-    from raysseg.algorithms.recipes import load_variant
+    from raysseg.algorithms.recipes import load_variant, set_options
     from raysseg.configuration import load_settings
 
     if run is not None:
         variant = load_variant(Path(run))
         folder, values, store_uri = variant.folder, variant.settings.model_dump(), variant.store().uri
-        values["ralis"] = {**values["ralis"], **overrides}
+        set_options(values, "ralis", overrides)
         values["segmenter"]["weights"] = str(folder / SEGMENTER / START_FILE)
         # The sets lie in the folder; what the run started from is not needed any more.
         values["training"]["pretrained"] = None
