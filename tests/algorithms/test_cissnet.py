@@ -15,6 +15,7 @@ from algorithms.tiny_cissnet import CELLS, CLASSES, STEPS, settings_of
 
 from raysseg.algorithms.cissnet.algorithm import CiSSNet
 from raysseg.algorithms.cissnet.config import CiSSNetConfig, CiSSNetSettings
+from raysseg.algorithms.cissnet.env_runner import CiSSNetEnvRunner
 from raysseg.algorithms.cissnet.episode import box_of_positions, context_map, labels_of_positions
 from raysseg.algorithms.cissnet.features import NewestFeatures, domain_features
 from raysseg.algorithms.cissnet.learner import CiSSNetLearner
@@ -24,6 +25,7 @@ from raysseg.algorithms.cissnet.steps import EPISODE_SCHEMA, EpisodeMaps, episod
 from raysseg.core.modules import SEGMENTER
 from raysseg.data import open_dataset
 from raysseg.errors import InputError
+from raysseg.evaluation import Counts
 
 
 @pytest.fixture(scope="session")
@@ -112,13 +114,19 @@ def test_each_policy_has_its_phases_and_scores(learn: Train, policy: str) -> Non
         assert ("reward" in records[-2]) == (policy != "baseline")
 
 
-def test_the_score_is_that_of_the_step_that_is_used(learn: Train) -> None:
-    rate = {"name": "adamw", "learning_rate": 0.03}
-    _, records = learn(cissnet__inference={"steps": 0, "scored_steps": [0, 2]}, cissnet__learning__optimiser=rate)
+def test_the_score_is_that_of_the_step_that_is_used(learn: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = [torch.eye(CLASSES, dtype=torch.int64) * 3 + wrong for wrong in (0, 1, 2)]
+
+    def score_steps(self: CiSSNetEnvRunner, *, rows: np.ndarray, split: str) -> list[Counts]:
+        return [Counts(confusion=one.clone(), instances=None) for one in right]
+
+    monkeypatch.setattr(CiSSNetEnvRunner, "score_steps", score_steps)
+    _, records = learn(cissnet__inference__scored_steps=[0, 2, 3], cissnet__learning__updates=1)
     last = records[-1]
-    assert last["miou_at_steps"][0] != last["miou_at_steps"][1], "otherwise this test says nothing"
-    assert last["miou"] == last["miou_at_steps"][0]
-    assert last["pixel_accuracy"] == last["pixel_accuracy_at_steps"][0]
+    assert last["steps"] == [0, 2, 3]
+    assert last["miou_at_steps"] == sorted(set(last["miou_at_steps"]), reverse=True)
+    assert last["miou"] == last["miou_at_steps"][1]
+    assert last["pixel_accuracy"] == last["pixel_accuracy_at_steps"][1]
 
 
 def test_the_base_net_may_learn_alone_at_first(learn: Train) -> None:
