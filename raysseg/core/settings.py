@@ -117,7 +117,9 @@ class EngineSettings(Settings):
     max_learner_restarts: int = Field(
         3, ge=0, description="times that a run goes on from its newest checkpoint after a learner died"
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, fp32 on a CPU, few of which have bf16")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 on a GPU, fp32 on a CPU, few of which have bf16"
+    )
     cache_mib: int = Field(2048, ge=0, description="a split smaller than this stays decoded on the device")
     inference_batch_size: int = Field(8, ge=1, description="images per batch when no gradient is needed")
     updates_per_iteration: int = Field(20, ge=1, description="learner updates in one training iteration")

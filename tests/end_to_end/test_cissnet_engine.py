@@ -133,7 +133,10 @@ def test_a_finished_variant_is_an_environment_and_starts_as_its_episodes_did(tra
     ends = [env.step(env.action_space.sample())[3] for _ in range(STEPS)]
     assert ends == [False] * (STEPS - 1) + [True]
     other = gymnasium.make("raysseg/CiSSNet-v0", run=str(folder), reward={"correct_weight": 1.0}).unwrapped.vector_env
-    assert other.settings.cissnet.reward.model_dump() == {**inner.settings.cissnet.reward.model_dump(), "correct_weight": 1.0}
+    assert other.settings.cissnet.reward.model_dump() == {
+        **inner.settings.cissnet.reward.model_dump(),
+        "correct_weight": 1.0,
+    }
 
 
 # ---- actors side by side --------------------------------------------------------------------------------------------
@@ -294,7 +297,10 @@ class Bench:
             context["probabilities"] = probabilities
             records = self.runner.sample(records=orders, context=context)
             # Two policies, so that learners with half of the rows each have lags of their own.
-            place, versions = records.schema.get_field_index("policy_version"), pa.array([0, 0, update, update], pa.int32())
+            place, versions = (
+                records.schema.get_field_index("policy_version"),
+                pa.array([0, 0, update, update], pa.int32()),
+            )
             records = records.set_column(place, records.schema.field(place), versions)
             values = {"update": update, "policy_version": update, "seed": 3}
             found.append(LearnerWork(kind="context", records=records, context=values, minibatches=(records.num_rows,)))

@@ -138,7 +138,9 @@ class CiSSNetLearner(SegmentationLearner):
         parts: list[torch.Tensor] = []
         known = None
         if self._newest_features is not None:
-            known = self._newest_features.take(*(np.asarray(minibatch.records.column(name)) for name in ("row", "seed")))
+            known = self._newest_features.take(
+                *(np.asarray(minibatch.records.column(name)) for name in ("row", "seed"))
+            )
 
         def loss_of(network: torch.nn.Module, rows: slice) -> torch.Tensor:
             contexts = context_map(batch.predictions[:-1, rows], batch.actions[:, rows])
