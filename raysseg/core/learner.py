@@ -261,7 +261,7 @@ class SegmentationLearner(TorchLearner):
             total_updates: length of that schedule.
             learning_rate: at the start of that schedule.
             epoch_ends: numbers of records after which an epoch ends.
-            seed: of dropout, and of how far targets are mixed.
+            seed: of dropout.
             rows: int64 `[N]` of the training split, which class weights are counted over; None: all of them.
             self_training: whether unlabelled pixels learn from the teacher.
 
@@ -361,9 +361,8 @@ class SegmentationLearner(TorchLearner):
         """
         training, autocast, lesson = self.settings.training, self.workspace.autocast, None
         if batch.crops is not None:
-            mixed = training.self_training.mixing * generator(seed, "mixing", update).random()
             pieces = [rows for _, rows in self._pieces(share)]
-            lesson = teach(module.teacher, batch, pieces, autocast, training.self_training, mixed)
+            lesson = teach(module.teacher, batch, pieces, autocast, training.self_training)
         totals = self.learners.sum(count_pixels(batch, weight, lesson), share)
         loss_of = SegmenterLoss(batch=batch, class_weight=weight, totals=totals, autocast=autocast, lesson=lesson)
         module.online.train(share.total > 1)

@@ -1,8 +1,8 @@
 """The segmenter's loss on one minibatch, of which every learner passes its own rows, in pieces.
 
     loss =          Σ w_y · −log p_y / Σ w_y      over labelled pixels (Eq. 14); w: class weights
-         + weight · Σ −Σ_c t_c log p_c / n        over the n pixels that count in self-training, where it acts
-                  t = (1 − m) · teacher's probabilities + m · student's own, held fixed
+         + weight · Σ −Σ_c t_c log p_c / n        over the n pixels that count in self-training, where it acts;
+                                                  t: the teacher's probabilities
 
 Both denominators are of the whole minibatch: the sum of `count_pixels` over all learners. A pixel counts where it lies on the
 image, has no label, and the teacher is confident enough of it.
@@ -50,13 +50,11 @@ class Lesson:
     Args:
         logits: before any upsampling, float32 `[B, K, h', w']`, without gradient.
         counted: pixels that learn from it, bool `[B, h, w]`.
-        mixed: m, the share of the student's own probabilities in the target, in [0, 1].
         weight: of this part of the loss.
     """
 
     logits: torch.Tensor
     counted: torch.Tensor
-    mixed: float
     weight: float
 
 
@@ -67,7 +65,6 @@ def teach(
     pieces: Sequence[slice],
     autocast: Autocast,
     settings: SelfTrainingSettings,
-    mixed: float,
 ) -> Lesson:
     """Asks the teacher about the crops of a minibatch.
 
@@ -79,7 +76,6 @@ def teach(
         pieces: of its B rows, passed one after the other.
         autocast: makes the context that networks are called in.
         settings: `confidence` and `weight`.
-        mixed: m, in [0, 1].
 
     Source: reconstruction.
     """
@@ -95,7 +91,7 @@ def teach(
         if settings.confidence > 0:
             unlabelled &= _probabilities(logits[-1], unlabelled).amax(1) >= settings.confidence
         counted.append(unlabelled)
-    return Lesson(logits=torch.cat(logits), counted=torch.cat(counted), mixed=mixed, weight=settings.weight)
+    return Lesson(logits=torch.cat(logits), counted=torch.cat(counted), weight=settings.weight)
 
 
 def count_pixels(
@@ -168,8 +164,6 @@ class SegmenterLoss:
         """Sums −Σ_c t_c log p_c over the pixels of some rows that count; `student` is log p, float32 `[b, K, h, w]`."""
         counted = lesson.counted[rows]
         expected = _probabilities(lesson.logits[rows], counted)
-        if lesson.mixed > 0:
-            expected = expected.lerp(student.detach().exp(), lesson.mixed)
         return -(expected * student).sum(1).masked_fill(~counted, 0.0).sum()
 
 

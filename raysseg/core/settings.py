@@ -31,13 +31,6 @@ class SelfTrainingSettings(Settings):
     """How refining learns from the teacher where a label map says nothing; with `weight` 0 it does not."""
 
     weight: float = Field(0.0, ge=0, description="[R] of the loss of pixels without a label; 0: they teach nothing")
-    mixing: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="[R] largest share of the student's own probabilities in the target, drawn once per update; as they are held "
-        "fixed, a share m leaves 1 − m of the gradient",
-    )
     confidence: float = Field(
         0.0, ge=0, le=1, description="[R] pixels whose largest probability of the teacher is below do not count"
     )
@@ -47,7 +40,7 @@ class SelfTrainingSettings(Settings):
 
     @model_validator(mode="after")
     def _weight_first(self) -> SelfTrainingSettings:
-        for name in ("mixing", "confidence", "student_view"):
+        for name in ("confidence", "student_view"):
             if self.weight == 0 and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} is set but weight is 0, where it has no effect")
         return self

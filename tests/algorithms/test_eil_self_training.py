@@ -17,7 +17,7 @@ from raysseg.core import checkpoint
 
 Train = Callable[..., tuple[Any, list[dict[str, Any]]]]
 VIEW = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "blur": 1.0, "cutout": 0.25}
-ON = {"weight": 1.0, "mixing": 0.5, "student_view": VIEW}
+ON = {"weight": 1.0, "student_view": VIEW}
 NUMBERS = {"self_training_loss", "self_training_share"}
 
 
@@ -82,7 +82,7 @@ def test_recipes_have_it_with_and_without_constant_thresholds(name: str, saturat
         options.append(settings.training.self_training)
     assert settings.eil.model_dump() == recipe.settings("fixed-0.9-image", 0).model_dump()["eil"]
     assert options[0] == options[1]
-    assert (options[0].weight, options[0].mixing, options[0].confidence) == (1.0, 0.5, 0.0)
+    assert (options[0].weight, options[0].confidence) == (1.0, 0.0)
     assert options[0].student_view.model_dump() == {
         "brightness": 0.4, "contrast": 0.4, "saturation": saturation,
         "blur": 1.0, "blur_share": 0.5, "cutout": 0.25, "cutout_share": 0.5,

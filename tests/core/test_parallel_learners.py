@@ -56,7 +56,6 @@ CASES: dict[str, dict[str, Any]] = {
     "self-training": {
         "training__self_training": {
             "weight": 1.0,
-            "mixing": 0.8,
             "student_view": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "blur": 1.0, "cutout": 0.25},
         },
         "training__teacher_interval": "update",

@@ -56,7 +56,6 @@ def slow_numbers(one: Bench, labels: np.ndarray, records: pa.RecordBatch, power:
     images = normalise(one.learner.workspace.train.images(torch.arange(4))[0].float())
     seen = vary_colours(images, torch.tensor(np.asarray(records.column("seed"))), options.student_view)
     teacher, student = probabilities(module.teacher.eval(), images), probabilities(module.online.train(), seen)
-    mixed = options.mixing * generator(0, "mixing", 0).random()
     weights = slow_weights(labels, power) if power else np.ones(5)
     total, mass, term, counted, inside = 0.0, 0.0, 0.0, 0, 0
     for image, row, column in np.ndindex(4, 48, 48):
@@ -69,8 +68,7 @@ def slow_numbers(one: Bench, labels: np.ndarray, records: pa.RecordBatch, power:
             mass += weights[label]
         elif max(teacher[image, :, row, column]) >= options.confidence:
             counted += 1
-            target = (1 - mixed) * teacher[image, :, row, column] + mixed * p
-            term -= sum(target * np.log(p))
+            term -= sum(teacher[image, :, row, column] * np.log(p))
     return {
         "loss": total / mass + options.weight * term / counted,
         "self_training_loss": term / counted,
@@ -85,7 +83,7 @@ def slow_numbers(one: Bench, labels: np.ndarray, records: pa.RecordBatch, power:
     ("options", "power"),
     [
         ({"weight": 1.0}, 0.0),
-        ({"weight": 0.3, "mixing": 0.8, "student_view": VIEW}, 0.5),
+        ({"weight": 0.3, "student_view": VIEW}, 0.5),
         ({"weight": 2.0, "confidence": 0.6, "student_view": VIEW}, 0.0),
     ],
 )
@@ -122,7 +120,7 @@ def test_the_student_sees_other_colours_and_the_teacher_the_same_crop(bench: Mak
 
 
 def test_the_teacher_has_no_gradient_and_moves_as_ever(bench: MakeBench) -> None:
-    one = bench(training__self_training={"weight": 1.0, "mixing": 0.5}, training__teacher_momentum=0.75)
+    one = bench(training__self_training={"weight": 1.0}, training__teacher_momentum=0.75)
     module = one.learner._segmenter_module()
     disturb_teacher(one)
     old = {name: value.clone() for name, value in module.teacher.state_dict().items() if value.is_floating_point()}
@@ -145,39 +143,6 @@ def test_images_without_labels_teach_what_the_teacher_says(bench: MakeBench) -> 
     assert losses[0]["loss"] == losses[0]["self_training_loss"] > 0
     assert losses[0]["self_training_share"] == 1.0
     assert losses[-1]["loss"] < losses[0]["loss"]
-
-
-# ---- mixing -----------------------------------------------------------------------------------------------------------
-
-
-def test_targets_are_mixed_by_the_seed_and_the_update(bench: MakeBench) -> None:
-    def loss(**context: int) -> float:
-        one = bench(training__self_training={"weight": 1.0, "mixing": 1.0}, segmenter__dropout=0.0)
-        disturb_teacher(one)
-        return one.train_segmenter(orders(), self_training=True, **context)["self_training_loss"]
-
-    assert loss() == loss()
-    assert len({loss(), loss(first_update=1), loss(seed=1)}) == 3
-
-
-def test_mixing_in_ones_own_probabilities_leaves_that_much_less_of_the_gradient(bench: MakeBench) -> None:
-    def step(mixing: float) -> torch.Tensor:
-        one = bench(
-            training__optimiser=SGD,
-            training__self_training={"weight": 1.0, "mixing": mixing},
-            segmenter__dropout=0.0,
-        )
-        disturb_teacher(one)
-        write_labels(one, np.full((8, 48, 48), UNLABELLED, np.uint8), version=mixes.index(mixing) + 1)
-        before = parameters(one)
-        one.train_segmenter(orders(), version=mixes.index(mixing) + 1, self_training=True, learning_rate=1.0)
-        return parameters(one) - before
-
-    mixes = [0.0, 1.0]
-    share = generator(0, "mixing", 0).random()
-    whole, less = (step(mixing) for mixing in mixes)
-    assert 0.1 < share < 0.9
-    assert float((less - (1 - share) * whole).norm() / whole.norm()) < 1e-3
 
 
 # ---- nothing counts, padding, what is not finite -------------------------------------------------------------------------
@@ -279,8 +244,6 @@ def test_a_phase_asks_for_it_where_the_settings_give_it_a_weight() -> None:
     ("options", "words"),
     [
         ({"weight": -1.0}, r"self_training\.weight"),
-        ({"weight": 1.0, "mixing": 1.5}, r"self_training\.mixing"),
-        ({"mixing": 0.5}, "mixing is set but weight is 0, where it has no effect"),
         ({"confidence": 0.5}, "confidence is set but weight is 0, where it has no effect"),
         ({"student_view": {"blur": 1.0}}, "student_view is set but weight is 0, where it has no effect"),
         ({"weight": 1.0, "student_view": {"blur_share": 0.1}}, "blur_share is 0.1 but blur is 0"),
