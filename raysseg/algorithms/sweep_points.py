@@ -48,6 +48,8 @@ CHANGEABLE: dict[str, tuple[str, ...]] = {
 }
 """Per method, the keys that take effect when a run goes on from a checkpoint with another value."""
 
+STAGES_ALONE = ("stage_epochs", "refine_learning_rate", "self_training")
+"""Keys of the section `training` that pre-training does not look at."""
 
 MOST_COMBINATIONS = 64
 """Combinations of the other keys that are tried before a single value is called wrong."""
@@ -382,7 +384,7 @@ def pretraining_digest(job: Job) -> str:
     method = job.recipe.method
     values = job.recipe.pretraining(job.seed).model_dump(mode="json")
     shared = {key: values[method.section][key] for key in method.shared}
-    training = {k: v for k, v in values["training"].items() if k not in ("stage_epochs", "refine_learning_rate")}
+    training = {k: v for k, v in values["training"].items() if k not in STAGES_ALONE}
     engine = {k: values["engine"][k] for k in ("precision", "gradient_accumulation", "num_learners", "torch_threads")}
     content = json.dumps([values["data"], values["segmenter"], training, engine, shared, job.seed], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:8]

@@ -290,6 +290,7 @@ class SegmentationAlgorithm(Algorithm, abc.ABC):
             first_update=(first_epoch - (training.pretrain_epochs if restart else 0)) * per_epoch,
             total_updates=(before + (later if restart or training.refine_learning_rate is None else 0)) * per_epoch,
             learning_rate=(training.refine_learning_rate if restart else None) or training.optimiser.learning_rate,
+            self_training=refine,
         )
 
     def train_segmenter(self, position: Position, phase: SegmenterPhase) -> tuple[dict[str, Any], int, bool]:

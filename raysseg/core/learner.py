@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.nn.functional as F
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from torch import nn
 
@@ -22,13 +21,15 @@ from raysseg.core.parallel import Learners, RowsOfBatch
 from raysseg.core.prefetch import Prefetcher, to_device
 from raysseg.core.schedules import build_optimiser, schedule_factor, set_learning_rate
 from raysseg.core.seeding import generator
+from raysseg.core.segmenter_loss import SegmenterBatch, SegmenterLoss, count_pixels, teach
 from raysseg.core.weights import PackedWeights, pack_weights
 from raysseg.core.work import LearnerWork, Minibatch, Share
 from raysseg.core.workspace import Workspace
+from raysseg.data.photometric import vary_colours
 from raysseg.errors import NonFiniteError
-from raysseg.functional.class_balance import class_weights, label_mass
+from raysseg.functional.class_balance import class_weights
 from raysseg.functional.constants import PADDING, UNLABELLED
-from raysseg.segmenters import update_teacher, upsample_logits
+from raysseg.segmenters import update_teacher
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,19 +45,6 @@ class Preparation:
     kind: str
     records: pa.RecordBatch
     version: int | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SegmenterBatch:
-    """A minibatch of the segmenter's update, on the device.
-
-    Args:
-        images: augmented and ImageNet-normalised, float32 `[B, 3, h, w]`.
-        target: int64 `[B, h, w]`; 255 where nothing is to be learned.
-    """
-
-    images: torch.Tensor
-    target: torch.Tensor
 
 
 class SegmentationLearner(TorchLearner):
@@ -218,14 +206,13 @@ class SegmentationLearner(TorchLearner):
             This learner's part of the loss, a scalar without gradient.
         """
         network = self.networks[name]
-        pieces = share.pieces(self.settings.engine.gradient_accumulation, self.learners.world)
+        pieces = self._pieces(share)
         optimiser.zero_grad(set_to_none=True)
         losses = []
-        for piece in pieces:
-            with self.learners.passing(network, piece, last=piece is pieces[-1]):
+        for piece, rows in pieces:
+            with self.learners.passing(network, piece, last=piece is pieces[-1][0]):
                 if seed is not None:
                     torch.manual_seed(seed)
-                rows = slice(piece.start - share.start, piece.stop - share.start)
                 if piece.is_split:
                     with RowsOfBatch(piece):
                         loss = loss_of(network, rows)
@@ -238,6 +225,11 @@ class SegmentationLearner(TorchLearner):
                 nn.utils.clip_grad_norm_(parameters, clip_norm)
         optimiser.step()
         return torch.stack(losses).sum()
+
+    def _pieces(self, share: Share) -> list[tuple[Share, slice]]:
+        """Cuts a share into the pieces that are passed one after the other, each with its rows of the share."""
+        pieces = share.pieces(self.settings.engine.gradient_accumulation, self.learners.world)
+        return [(one, slice(one.start - share.start, one.stop - share.start)) for one in pieces]
 
     def _keys_of(self, keys: list[str], share: Share) -> str:
         """Returns the keys of a whole minibatch; to be called on all learners, each with its own keys."""
@@ -257,8 +249,10 @@ class SegmentationLearner(TorchLearner):
         epoch_ends: list[int],
         seed: int,
         rows: np.ndarray | None = None,
+        self_training: bool = False,
     ) -> dict[str, Any]:
-        """Trains the segmenter on a label version (Eq. 14): cross-entropy over labelled pixels.
+        """Trains the segmenter on a label version (Eq. 14): cross-entropy over labelled pixels, and over the others with the
+        teacher's probabilities where self-training acts.
 
         Args:
             work: records with the columns `row` and `seed`, in minibatches that never cross the end of an epoch.
@@ -269,9 +263,12 @@ class SegmentationLearner(TorchLearner):
             epoch_ends: numbers of records after which an epoch ends.
             seed: of dropout.
             rows: int64 `[N]` of the training split, which class weights are counted over; None: all of them.
+            self_training: whether unlabelled pixels learn from the teacher.
 
         Returns:
-            `loss` (mean over minibatches), `learning_rate`, `labelled_pixels` (mean per image).
+            `loss` (mean over minibatches), `learning_rate`, `labelled_pixels` (mean per image); in self-training also
+            `self_training_loss` (its part of the loss before its weight, mean over minibatches) and `self_training_share` (of
+            the crops' pixels on images, those that learned from the teacher).
 
         Raises:
             NonFiniteError: with the keys of the first minibatch whose loss is not finite.
@@ -279,18 +276,21 @@ class SegmentationLearner(TorchLearner):
         training, optimiser = self.settings.training, self.get_optimizer(SEGMENTER, "segmenter")
         module, weight, rate = self._segmenter_module(), self._class_weight(version, rows), 0.0
         minibatches = work.own_minibatches()
+        kind = "self_training" if self_training else "segmenter"
         batches = self.prefetch.each(
-            Preparation(kind="segmenter", records=one.records, version=version) for one in minibatches
+            Preparation(kind=kind, records=one.records, version=version) for one in minibatches
         )
-        losses, counts = [], []
+        losses, lessons, counts = [], [], []
         for index, one in enumerate(minibatches):
             batch = self.learners.agree(lambda: next(batches))
             rate = learning_rate * schedule_factor(training.optimiser, (first_update + index) / max(1, total_updates))
             set_learning_rate(optimiser, rate)
-            own_seed = int(generator(seed, "dropout", first_update + index).integers(2**62))
-            loss, count = self._step_segmenter(module, one.share, batch, weight, own_seed)
+            loss, loss_of = self._step_segmenter(module, one.share, batch, weight, seed, first_update + index)
             losses.append(loss if one.share.is_split else loss / self.learners.world)
-            counts.append(count)
+            counts.append(loss_of.totals)
+            if self_training:
+                taught = torch.stack(loss_of.taught).sum()
+                lessons.append(taught if one.share.is_split else taught / self.learners.world)
             if training.teacher_interval == "update" or one.stop in epoch_ends:
                 update_teacher(module.teacher, module.online, training.teacher_momentum)
         values = self.learners.sum(torch.stack(losses).float())
@@ -298,11 +298,16 @@ class SegmentationLearner(TorchLearner):
         if not all(finite):
             bad = finite.index(False)
             self._refuse(minibatches[bad], f"update {first_update + bad} (label version {version})", values[bad].item())
-        return {
+        totals = torch.stack(counts).sum(0).tolist()
+        numbers = {
             "loss": values.mean().item(),
             "learning_rate": rate,
-            "labelled_pixels": torch.stack(counts).sum().item() / sum(one.share.total for one in minibatches),
+            "labelled_pixels": totals[0] / sum(one.share.total for one in minibatches),
         }
+        if self_training:
+            numbers["self_training_loss"] = self.learners.sum(torch.stack(lessons).float()).mean().item()
+            numbers["self_training_share"] = totals[2] / max(1.0, totals[3])
+        return numbers
 
     def _refuse(self, minibatch: Minibatch, where: str, loss: float) -> None:
         """Raises the error of a loss that is not finite."""
@@ -316,39 +321,55 @@ class SegmentationLearner(TorchLearner):
         Args:
             preparation: records with the columns `row` and `seed`, and the label version.
         """
+        images, labels, _ = self._read(preparation)
+        return SegmenterBatch(images=images, target=torch.where(labels == PADDING, UNLABELLED, labels).long())
+
+    def prepare_self_training(self, preparation: Preparation) -> SegmenterBatch:
+        """Reads and augments images and label maps, and varies what the student sees of them.
+
+        Args:
+            preparation: as for `prepare_segmenter`.
+        """
+        crops, labels, seeds = self._read(preparation)
+        return SegmenterBatch(
+            images=vary_colours(crops, seeds, self.settings.training.self_training.student_view),
+            target=torch.where(labels == PADDING, UNLABELLED, labels).long(),
+            crops=crops,
+            inside=labels != PADDING,
+        )
+
+    def _read(self, preparation: Preparation) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns crops, their label maps and seeds; see `read_crops`."""
         rows = torch.tensor(np.asarray(preparation.records.column("row")), dtype=torch.int64)
         seeds = to_device(np.asarray(preparation.records.column("seed")), self._device)
         assert preparation.version is not None
-        images, labels = read_crops(self.workspace.train, rows, seeds, self.settings.training, preparation.version)
-        return SegmenterBatch(
-            images=images,
-            target=torch.where(labels == PADDING, UNLABELLED, labels).long(),
-        )
+        data, training = self.workspace.train, self.settings.training
+        return *read_crops(data, rows, seeds, training, preparation.version), seeds
 
     def _step_segmenter(
-        self, module: SegmenterModule, share: Share, batch: SegmenterBatch, weight: torch.Tensor | None, seed: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Takes one step; returns this learner's part of the loss, and the labelled pixels of the whole minibatch.
+        self,
+        module: SegmenterModule,
+        share: Share,
+        batch: SegmenterBatch,
+        weight: torch.Tensor | None,
+        seed: int,
+        update: int,
+    ) -> tuple[torch.Tensor, SegmenterLoss]:
+        """Takes one step; returns this learner's part of the loss, and what it was taken on.
 
         BatchNorm needs two images, so one alone uses its statistics.
         """
-        labelled = (batch.target != UNLABELLED).sum()
-        mass = label_mass(batch.target, weight)
-        labelled, mass = self.learners.sum(torch.stack([labelled.double(), mass.double()]), share).unbind()
-        denominator = mass.clamp(min=1.0 if weight is None else 1e-6).float()
+        training, autocast, lesson = self.settings.training, self.workspace.autocast, None
+        if batch.crops is not None:
+            pieces = [rows for _, rows in self._pieces(share)]
+            lesson = teach(module.teacher, batch, pieces, autocast, training.self_training)
+        totals = self.learners.sum(count_pixels(batch, weight, lesson), share)
+        loss_of = SegmenterLoss(batch=batch, class_weight=weight, totals=totals, autocast=autocast, lesson=lesson)
         module.online.train(share.total > 1)
-
-        def loss_of(network: nn.Module, rows: slice) -> torch.Tensor:
-            target = batch.target[rows]
-            with self.workspace.autocast():
-                output = network(batch.images[rows])
-            logits = upsample_logits(output.logits.float(), (int(target.shape[-2]), int(target.shape[-1])))
-            total = F.cross_entropy(logits, target, weight=weight, ignore_index=UNLABELLED, reduction="sum")
-            return total / denominator
-
-        clip_norm = self.settings.training.optimiser.clip_norm
-        optimiser = self.get_optimizer(SEGMENTER, "segmenter")
-        return self.descend("online", optimiser, share, loss_of, clip_norm=clip_norm, seed=seed), labelled
+        optimiser, clip_norm = self.get_optimizer(SEGMENTER, "segmenter"), training.optimiser.clip_norm
+        own_seed = int(generator(seed, "dropout", update).integers(2**62))
+        loss = self.descend("online", optimiser, share, loss_of, clip_norm=clip_norm, seed=own_seed)
+        return loss, loss_of
 
     def _class_weight(self, version: int, rows: np.ndarray | None = None) -> torch.Tensor | None:
         """Returns the class weights `[K]` of rows under a label version, mean 1 over their classes, or None for the plain

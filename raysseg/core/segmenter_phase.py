@@ -25,6 +25,7 @@ class SegmenterPhase:
         first_update: number of its first update on the learning-rate schedule.
         total_updates: length of that schedule.
         learning_rate: at the start of that schedule.
+        self_training: whether self-training acts here, where the settings give it a weight.
 
     Source: design.
     """
@@ -37,6 +38,7 @@ class SegmenterPhase:
     first_update: int
     total_updates: int
     learning_rate: float
+    self_training: bool = False
 
     def epoch_after(self, updates: int, batch_size: int) -> float:
         """Returns how many epochs are done after some updates of the phase, the earlier ones of the run included."""
@@ -48,7 +50,7 @@ class SegmenterPhase:
         Args:
             step: updates of the phase that are done.
             updates: how many follow now, at least 1.
-            training: batch size and whether classes are weighted.
+            training: batch size, whether classes are weighted, and whether self-training has a weight.
             seed: of the run.
         """
         count, size = len(self.rows), training.batch_size
@@ -71,6 +73,7 @@ class SegmenterPhase:
             "learning_rate": self.learning_rate,
             "epoch_ends": ends,
             "seed": seed,
+            "self_training": self.self_training and training.self_training.weight > 0,
         }
         records = rollout.order(np.concatenate(rows), np.concatenate(seeds))
         minibatches = cut_minibatches(records.num_rows, size, ends)

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from raysseg.configuration import Settings
 from raysseg.data.augmentation import AugmentationSettings
+from raysseg.data.photometric import PhotometricSettings
 from raysseg.data.settings import DataSettings
 from raysseg.segmenters.settings import SegmenterSettings
 
@@ -24,6 +25,25 @@ class OptimiserSettings(Settings):
     schedule: Literal["poly", "cosine", "constant"] = Field("poly", description="[P] poly for the segmenter")
     poly_power: float = Field(0.9, gt=0, description="[R] 0.9, the usual power")
     clip_norm: float | None = Field(None, gt=0, description="[R] largest gradient norm; none in the paper")
+
+
+class SelfTrainingSettings(Settings):
+    """How refining learns from the teacher where a label map says nothing; with `weight` 0 it does not."""
+
+    weight: float = Field(0.0, ge=0, description="[R] of the loss of pixels without a label; 0: they teach nothing")
+    confidence: float = Field(
+        0.0, ge=0, le=1, description="[R] pixels whose largest probability of the teacher is below do not count"
+    )
+    student_view: PhotometricSettings = Field(
+        PhotometricSettings(), description="[R] how the crops that the student sees differ from the teacher's"
+    )
+
+    @model_validator(mode="after")
+    def _weight_first(self) -> SelfTrainingSettings:
+        for name in ("confidence", "student_view"):
+            if self.weight == 0 and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is set but weight is 0, where it has no effect")
+        return self
 
 
 class TrainingSettings(Settings):
@@ -55,6 +75,9 @@ class TrainingSettings(Settings):
     )
     teacher_momentum: float = Field(0.9, ge=0, lt=1, description="[R] momentum of the moving average of segmenters")
     teacher_interval: Literal["epoch", "update"] = Field("epoch", description="[P] 'of previous epochs'")
+    self_training: SelfTrainingSettings = Field(
+        SelfTrainingSettings(), description="[R] what refining learns from the teacher; pre-training never does"
+    )
     pretrained: str | None = Field(
         None, description="folder with online.safetensors and teacher.safetensors; replaces pre-training"
     )

@@ -15,6 +15,7 @@ from raysseg.data.batches import GROUND_TRUTH, SCRIBBLES, DeviceDataset
 from raysseg.data.codec import decode_map, encode_map
 from raysseg.data.doctor import Finding, check_dataset
 from raysseg.data.label_store import LabelRow, LabelStore
+from raysseg.data.photometric import PhotometricSettings, vary_colours
 from raysseg.data.sample import DatasetInfo, Expression, Sample, default_palette
 from raysseg.data.scribbles import generate_scribbles
 from raysseg.data.settings import DataSettings, open_dataset
@@ -35,6 +36,7 @@ __all__ = [
     "Geometry",
     "LabelRow",
     "LabelStore",
+    "PhotometricSettings",
     "Sample",
     "Store",
     "check_dataset",
@@ -47,6 +49,7 @@ __all__ = [
     "normalise",
     "open_dataset",
     "synthetic_samples",
+    "vary_colours",
     "warp_images",
     "warp_labels",
     "write_store",

@@ -63,6 +63,10 @@ class TestRALIS(MethodTester):
         ({"ralis__episode__scope": "decoder"}, "augmentation must be off"),
         ({"data__scribbles": "generate"}, "labels regions: use 'none'"),
         ({"training__batch_size": 0}, r"training\.batch_size"),
+        (
+            {"training__self_training": {"weight": 1}},
+            r"self_training\.weight is 1, but RALIS learns from its labels alone",
+        ),
         ({"engine__num_learners": 1}, "remote actor"),
     )
 

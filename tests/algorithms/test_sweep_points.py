@@ -97,6 +97,7 @@ def test_only_keys_that_reach_pretraining_split_it(sweep: Callable[..., Sweep]) 
 
     assert digests("eil.gamma", [0, 0.5, 0.9]) == 1
     assert digests("training.refine_learning_rate", [1e-3, 1e-4]) == 1
+    assert digests("training.self_training.weight", [0.0, 0.5, 1.0]) == 1
     assert digests("evaluation.flip", [True, False]) == 1
     assert digests("training.batch_size", [2, 4]) == 2
     assert digests("segmenter.decoder_channels", [16, 8]) == 2

@@ -53,6 +53,13 @@ CASES: dict[str, dict[str, Any]] = {
         "training__optimiser": {"name": "sgd", "learning_rate": 1e-4},
         "eil__exploration__assessor_optimiser": {"name": "sgd", "learning_rate": 1e-5},
     },
+    "self-training": {
+        "training__self_training": {
+            "weight": 1.0,
+            "student_view": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "blur": 1.0, "cutout": 0.25},
+        },
+        "training__teacher_interval": "update",
+    },
     "accumulated": {"engine__gradient_accumulation": 2, "engine__prefetch": 0},
     "low-precision": {"engine__gradient_accumulation": 2, "engine__precision": "bf16"},
 }
@@ -65,7 +72,7 @@ def settings(case: str, learners: int, **changes: Any) -> Any:
     return settings_of(**{**WELL_CONDITIONED, **CASES[case], **engine, **changes})
 
 
-def segmenter_work(version: int = 0) -> LearnerWork:
+def segmenter_work(version: int = 0, *, self_training: bool = False) -> LearnerWork:
     """Returns an odd, an even, a small and a single minibatch over two epochs."""
     sizes, ends = (5, 3, 4, 1), [8, 13]
     rows = np.array([0, 1, 2, 3, 4, 5, 6, 7, 7, 5, 3, 1, 2])
@@ -73,7 +80,7 @@ def segmenter_work(version: int = 0) -> LearnerWork:
     return LearnerWork(
         kind="segmenter",
         records=rollout.order(rows, draw_seeds(1, "test", count=len(rows))),
-        context={**context, **SCHEDULE},
+        context={**context, **SCHEDULE, "self_training": self_training},
         minibatches=sizes,
     )
 
@@ -192,13 +199,18 @@ def label_some(folder: Path, store_uri: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_two_learners_are_one(tmp_path: Path, store_uri: str, case: str) -> None:
     label_some(tmp_path, store_uri)
-    works = [*operator_works(transitions(tmp_path, store_uri, case)), segmenter_work(), segmenter_work(version=1)]
+    teaches = "training__self_training" in CASES[case]
+    works = [segmenter_work(), segmenter_work(version=1, self_training=teaches)]
+    works = [*operator_works(transitions(tmp_path, store_uri, case)), *works]
     expected = train(learner_of(case, 0, tmp_path, store_uri), 0, 1, works)
     first, second = on_learners(tmp_path, store_uri, case, train, works)
     assert first[0] == second[0], "every learner gives the same numbers"
     for kind in (1, 2):
         assert all(torch.equal(second[kind][name], value) for name, value in first[kind].items())
     assert len(first[0][2]["errors"]) == works[2].records.num_rows
+    if teaches:
+        assert expected[0][-1]["self_training_loss"] > 0
+        assert 0.9 < expected[0][-1]["self_training_share"] < 1
     assert_alike(first, expected, tolerance=0.05 if case == "low-precision" else 1e-5)
 
 
@@ -237,19 +249,20 @@ def test_what_is_wrong_on_one_learner_stops_both_in_the_same_words(tmp_path: Pat
 # ---- pieces of a minibatch --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("parts", [2, 3, 8])
-def test_pieces_give_the_gradient_of_the_whole(tmp_path: Path, store_uri: str, parts: int) -> None:
-    records, found = transitions(tmp_path, store_uri, "plain"), []
+@pytest.mark.parametrize(("parts", "case"), [(2, "plain"), (3, "plain"), (8, "plain"), (3, "self-training")])
+def test_pieces_give_the_gradient_of_the_whole(tmp_path: Path, store_uri: str, parts: int, case: str) -> None:
+    records, found = transitions(tmp_path, store_uri, case), []
+    work = segmenter_work(self_training=case == "self-training")
     for accumulation in (1, parts):
         changes = {"engine__gradient_accumulation": accumulation, "training__class_balance_power": 0.5}
-        learner: Any = Bench(settings("plain", 0, **changes), tmp_path, store_uri).learner
+        learner: Any = Bench(settings(case, 0, **changes), tmp_path, store_uri).learner
         for network in learner.trained_networks().values():
             freeze_statistics(network)
         steps: list[int] = []
         for name in ("assessor", "searcher"):
             optimiser = learner.get_optimizer("operators", name)
             optimiser.register_step_post_hook(lambda *_, steps=steps: steps.append(1))
-        found.append(train(learner, 0, 1, [segmenter_work(), *operator_works(records)]))
+        found.append(train(learner, 0, 1, [work, *operator_works(records)]))
         assert len(steps) == 6, "one step for each update"
     assert_alike(found[1], found[0])
 
