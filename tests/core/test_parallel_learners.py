@@ -211,7 +211,8 @@ def test_two_learners_are_one(tmp_path: Path, store_uri: str, case: str) -> None
     if teaches:
         assert expected[0][-1]["self_training_loss"] > 0
         assert 0.9 < expected[0][-1]["self_training_share"] < 1
-    assert_alike(first, expected, tolerance=0.05 if case == "low-precision" else 1e-5)
+    # Steps that are not clipped carry the rounding of sums, which differs from CPU to CPU.
+    assert_alike(first, expected, tolerance={"low-precision": 0.05, "random-policy-unclipped": 1e-4}.get(case, 1e-5))
 
 
 def complain(learner: Any, part: int, world: int, works: list[LearnerWork]) -> list[str]:

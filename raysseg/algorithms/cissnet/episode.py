@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch import Tensor
 
 from raysseg.algorithms.cissnet.config import CiSSNetOptions
 from raysseg.algorithms.cissnet.module import ContextNetworks
-from raysseg.algorithms.cissnet.policies import POLICIES, Choice, Observation
+from raysseg.algorithms.cissnet.policies import POLICIES, Choice, Observation, on_images
 from raysseg.errors import InputError
-from raysseg.functional.constants import PADDING
 from raysseg.functional.random import mix
 
 
@@ -53,21 +50,17 @@ class ContextEpisode:
             labels=self.labels,
             seeds=None if seeds is None else mix(seeds, self.step),
         )
-        choice = POLICIES[self.options.policy](observation, self.networks.context, self.options)
-        return dataclasses.replace(choice, actions=self._on_images(choice.actions))
+        return POLICIES[self.options.policy](observation, self.networks.context, self.options)
 
     def advance(self, actions: Tensor) -> Tensor:
         """Returns the p-map that follows, uint8 `[B, h, w]`, under actions bool `[B, h, w]`."""
         if self.networks.bias is None or self._bias is None:
             raise InputError("A Base Net alone takes no context: this variant's episodes have no step.")
-        contexts = context_map(self.predictions, self._on_images(actions))
+        contexts = context_map(self.predictions, on_images(actions, self.labels))
         self.logits = self.base + self.networks.bias(self._bias, contexts).float()
         self.predictions = self.logits.argmax(1).to(torch.uint8)
         self.step += 1
         return self.predictions
-
-    def _on_images(self, actions: Tensor) -> Tensor:
-        return actions if self.labels is None else actions & (self.labels != PADDING)
 
 
 def context_map(predictions: Tensor, actions: Tensor) -> Tensor:

@@ -47,6 +47,11 @@ class Choice:
     probabilities: Tensor | None = None
 
 
+def on_images(actions: Tensor, labels: Tensor | None) -> Tensor:
+    """Returns actions bool `[B, h, w]` without those beside an image, where labels uint8 `[B, h, w]` say 254. Source: design."""
+    return actions if labels is None else actions & (labels != PADDING)
+
+
 def choose_by_context_net(observation: Observation, network: ContextNet | None, options: CiSSNetOptions) -> Choice:
     """Draws from π(· | s), or takes the likelier action of every position. Source: CiSS-Net, Eq. 2."""
     assert network is not None
@@ -54,15 +59,15 @@ def choose_by_context_net(observation: Observation, network: ContextNet | None, 
     logits, _ = network(observation.prepared, observation.predictions)
     share = torch.softmax(logits.float(), 1)[:, 1]
     if observation.seeds is None:
-        return Choice(actions=share > 0.5)
+        return Choice(actions=on_images(share > 0.5, observation.labels))
     drawn = uniform(observation.seeds, share[0].numel()).view_as(share)
-    actions = drawn < share
+    actions = on_images(drawn < share, observation.labels)
     return Choice(actions=actions, probabilities=torch.where(actions, share, 1.0 - share))
 
 
 def choose_everything(observation: Observation, network: ContextNet | None, options: CiSSNetOptions) -> Choice:
     """Takes every prediction. Source: CiSS-Net, Sec. 3.4 (Baseline + p-map)."""
-    return Choice(actions=torch.ones_like(observation.predictions, dtype=torch.bool))
+    return Choice(actions=on_images(torch.ones_like(observation.predictions, dtype=torch.bool), observation.labels))
 
 
 def choose_confident(observation: Observation, network: ContextNet | None, options: CiSSNetOptions) -> Choice:
@@ -73,7 +78,8 @@ def choose_confident(observation: Observation, network: ContextNet | None, optio
     confidence = confidence.flatten(1)
     counts = (options.greedy_share * (confidence >= 0).sum(1, keepdim=True)).round().long().clamp(min=1)
     threshold = confidence.sort(1, descending=True).values.gather(1, counts - 1)
-    return Choice(actions=(confidence >= threshold).view_as(observation.predictions))
+    actions = (confidence >= threshold).view_as(observation.predictions)
+    return Choice(actions=on_images(actions, observation.labels))
 
 
 def choose_right(observation: Observation, network: ContextNet | None, options: CiSSNetOptions) -> Choice:
