@@ -63,7 +63,7 @@ def test_every_architecture_behaves_alike(architecture: str, encoder: str, depth
     looped, together = (
         virtual_step(segmenter, encoded, labels, size, learning_rate=0.01, images_at_once=count) for count in (1, 2)
     )
-    assert torch.allclose(looped.logits, together.logits, atol=1e-4)
+    assert torch.allclose(looped.logits, together.logits, rtol=1e-3, atol=1e-3)
     assert not torch.equal(looped.logits, expected.logits)
 
 
