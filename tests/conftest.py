@@ -15,7 +15,7 @@ import torch
 torch.set_num_threads(1)
 
 # Ray's workers are nice to all other processes, here the other worker of the tests, and would wait for it for minutes.
-os.environ["RAY_worker_niceness"] = "0"
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray reads it in this form
 
 OBJECT_STORE_BYTES = 2 << 30
 """Of each worker process; Ray would take a third of the memory for each."""
