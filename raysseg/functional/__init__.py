@@ -9,6 +9,7 @@ from raysseg.functional.counting import count_indices
 from raysseg.functional.ddpg import assessor_loss, bootstrap_target, explore, searcher_loss, soft_update
 from raysseg.functional.divergence import divergence_histograms, kl_matrix
 from raysseg.functional.double_q import discounted_sums, double_q_targets, q_loss
+from raysseg.functional.held_out import balanced_log_likelihood, hide_strokes, label_gain
 from raysseg.functional.label_inference import (
     candidates,
     dilate_classes,
@@ -41,6 +42,7 @@ from raysseg.functional.reward import (
     distance,
     pixel_reliability,
     reliability,
+    summed_reward,
 )
 from raysseg.functional.selection import (
     confidence_histogram,
@@ -62,6 +64,7 @@ __all__ = [
     "actor_critic_losses",
     "add_bald_pass",
     "assessor_loss",
+    "balanced_log_likelihood",
     "bald_map",
     "bootstrap_target",
     "box_mean",
@@ -90,11 +93,13 @@ __all__ = [
     "follow_direction",
     "generalised_advantages",
     "greedy_cover",
+    "hide_strokes",
     "improvement",
     "infer_labels",
     "infer_labels_from_mask",
     "infer_labels_oracle",
     "kl_matrix",
+    "label_gain",
     "label_mass",
     "label_precision",
     "label_shares",
@@ -115,6 +120,7 @@ __all__ = [
     "searcher_loss",
     "select_labels",
     "soft_update",
+    "summed_reward",
     "uniform",
     "v_trace",
     "within_window",

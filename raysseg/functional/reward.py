@@ -262,3 +262,53 @@ def contrastive_reward(
         value=value,
         next_value=next_value,
     )
+
+
+def summed_reward(
+    features: Tensor,
+    counts: Tensor,
+    next_features: Tensor,
+    next_counts: Tensor,
+    *,
+    pixels: Tensor,
+    delta: float = 10.0,
+    distance: Distance = "cosine",
+) -> ContrastiveReward:
+    """Computes the change of the reliability summed over labels in place of its mean over a class's labels.
+
+    S(F, M) = Σ_k Σ_x n_k(x) (2 v_k(x) − 1) / pixels: a label that is likelier right than wrong adds, any other takes away.
+
+    Args:
+        features: float [B, D, h, w], F.
+        counts: float32 [B, K, h, w], of M.
+        next_features: float [B, D, h, w], F'.
+        next_counts: float32 [B, K, h, w], of M'.
+        pixels: of the images [B], at least 1 each.
+        delta: δ > 0 of Eq. 9.
+        distance: `cosine`, `l1`, `l2` or `inner`.
+    Returns:
+        ContrastiveReward of five float32 [B]; its values lie in [−1, 1].
+    Raises:
+        InputError: where the shapes do not fit, or for another distance.
+    Source: reconstruction (EIL, Eq. 10 and 11 without their means).
+    """
+
+    def total(one: Tensor, labels: Tensor) -> Tensor:
+        one = one.float()
+        present = labels.flatten(2).sum(dim=2) > 0
+        centres = class_centres(one, labels)
+        scores = pixel_reliability(one, centres, present, delta=delta, distance=distance)
+        return ((2.0 * scores - 1.0) * labels).flatten(1).sum(dim=1) / pixels
+
+    value, between, next_value = (
+        total(features, counts),
+        total(features, next_counts),
+        total(next_features, next_counts),
+    )
+    return ContrastiveReward(
+        reward=next_value - value,
+        relabelling=between - value,
+        features=next_value - between,
+        value=value,
+        next_value=next_value,
+    )

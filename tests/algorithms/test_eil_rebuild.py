@@ -11,11 +11,13 @@ import torch
 from algorithms.tiny_eil import IMAGES, Bench
 
 from raysseg.algorithms.eil.actions import pack_actions, quantise_mask, unpack_actions
-from raysseg.algorithms.eil.rewards import REWARDS
+from raysseg.algorithms.eil.env import REWARD_STREAM
+from raysseg.algorithms.eil.rewards import REWARDS, Transition
 from raysseg.core import rollout
 from raysseg.core.learner import Preparation
 from raysseg.data.label_store import LabelRow
 from raysseg.errors import NonFiniteError
+from raysseg.functional.random import mix
 
 MakeBench = Callable[..., Bench]
 SURE = {"eil__operators__searcher_bias": -1.0}
@@ -31,7 +33,14 @@ def recomputed(bench: Bench, records: Any) -> np.ndarray:
         mine = np.array(records.column("stage")) == stage
         inferred = bench.learner.builder.infer(state, actions, int(stage))
         assert torch.equal(inferred[mine], following.labels[mine]), "the action does not give the map that was shipped"
-    return REWARDS[options.reward](state, following, options).reward.numpy()
+    transition = Transition(
+        builder=bench.learner.builder,
+        segmenter=bench.learner._segmenter_module().online,
+        state=state,
+        following=following,
+        seeds=mix(batch.seeds, REWARD_STREAM, 0),
+    )
+    return REWARDS[options.reward](transition).reward.numpy()
 
 
 def over_the_wire(records: Any) -> Any:
@@ -42,6 +51,8 @@ def over_the_wire(records: Any) -> Any:
 CASES: dict[str, dict[str, Any]] = {
     "frozen": {},
     "virtual": {"eil__virtual_steps": 2},
+    "summed": {"eil__reward": "summed_reliability"},
+    "held-out": {"eil__virtual_steps": 2, "eil__reward": "held_out"},
     "whole-images": {"eil__exploration__augment": False},
     "crops": {"training__augmentation": {"crop": [32, 40]}},
     "padded": {"training__augmentation": {"crop": [64, 56]}},

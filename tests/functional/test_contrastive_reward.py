@@ -24,6 +24,7 @@ from raysseg.functional import (
     distance,
     pixel_reliability,
     reliability,
+    summed_reward,
 )
 
 KINDS: tuple[Any, ...] = ("cosine", "l1", "l2", "inner")
@@ -230,6 +231,35 @@ def test_the_parts_of_the_reward_are_the_values_of_the_four_pairs() -> None:
     torch.testing.assert_close(result.relabelling, between - value)
     torch.testing.assert_close(result.features, after - between)
     torch.testing.assert_close(result.relabelling + result.features, result.reward)
+
+
+def test_the_summed_reward_counts_every_label_for_itself() -> None:
+    generator = torch.Generator().manual_seed(4)
+    features, next_features = torch.randn(2, 5, 3, 4, generator=generator), torch.randn(2, 5, 3, 4, generator=generator)
+    labels = torch.randint(0, 3, (2, 6, 8), generator=generator).to(torch.uint8)
+    less = torch.where(torch.rand(2, 6, 8, generator=generator) < 0.5, UNLABELLED, labels)
+    counts, next_counts = (cell_counts(one, 3, (3, 4)) for one in (less, labels))
+    pixels = torch.tensor([48, 48])
+    result = summed_reward(features, counts, next_features, next_counts, pixels=pixels, delta=3.0)
+    expected = {}
+    for name, f, n in (
+        ("value", features, counts),
+        ("between", features, next_counts),
+        ("next", next_features, next_counts),
+    ):
+        scores = pixel_reliability(f, class_centres(f, n), n.flatten(2).sum(2) > 0, delta=3.0)
+        totals = []
+        for image in range(2):
+            total = 0.0
+            for k, y, x in itertools.product(range(3), range(3), range(4)):
+                total += float(n[image, k, y, x]) * (2 * float(scores[image, k, y, x]) - 1)
+            totals.append(total / 48)
+        expected[name] = torch.tensor(totals)
+    torch.testing.assert_close(result.value, expected["value"])
+    torch.testing.assert_close(result.next_value, expected["next"])
+    torch.testing.assert_close(result.relabelling, expected["between"] - expected["value"])
+    torch.testing.assert_close(result.features, expected["next"] - expected["between"])
+    torch.testing.assert_close(result.reward, result.relabelling + result.features)
 
 
 def test_half_precision_features_are_scored_in_float32() -> None:

@@ -85,7 +85,11 @@ class EILOptions(Settings):
     gate: Literal["none", "positive"] = Field(
         "positive", description="[P] Eq. 13: adopt where the assessor's value is above 0"
     )
-    reward: Literal["paper"] = Field("paper", description="[P] Eq. 8-12")
+    reward: Literal["paper", "summed_reliability", "held_out"] = Field(
+        "paper",
+        description="[P] Eq. 8-12; [R] 'summed_reliability': a sum over labels, 'held_out': prediction of strokes kept back, "
+        "after virtual steps",
+    )
     action: Literal["shared", "object_ground", "per_class", "mask"] = Field(
         "object_ground", description="[P] Table 4: action output dimension 1, 2 (best), C, binary mask"
     )
@@ -149,6 +153,8 @@ class EILOptions(Settings):
             raise ValueError(
                 f"action_semantics 'grow' has no thresholds per class, which the policy '{self.policy}' sets"
             )
+        if self.reward == "held_out" and self.virtual_steps == 0:
+            raise ValueError("reward 'held_out' measures what virtual steps change, but virtual_steps is 0")
         if self.action == "mask" and self.policy not in ("searcher", "none", "full", "oracle"):
             raise ValueError(f"action 'mask' is decided per pixel, which the policy '{self.policy}' does not do")
         if self.action == "mask" and self.operators.fusion != "planes":

@@ -14,13 +14,17 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from raysseg.algorithms.eil.config import EILSettings
-from raysseg.algorithms.eil.rewards import REWARDS
+from raysseg.algorithms.eil.rewards import REWARDS, Transition
 from raysseg.algorithms.eil.state import EILState, StateBuilder
 from raysseg.core.env import SegmentationVectorEnv, SingleImageEnv
 from raysseg.core.workspace import Workspace
 from raysseg.data import Store, open_dataset
+from raysseg.functional.random import mix
 from raysseg.functional.state import plane_count
 from raysseg.segmenters import Segmenter, build_segmenter
+
+REWARD_STREAM = 1
+"""Keeps what a reward draws apart from what an episode's crop is drawn by."""
 
 
 class EILVectorEnv(SegmentationVectorEnv[torch.Tensor]):
@@ -76,6 +80,7 @@ class EILVectorEnv(SegmentationVectorEnv[torch.Tensor]):
 
     def observe(self, rows: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
         """Starts an episode: forward pass of Φ on the crops, M^t from the label store."""
+        self._seeds = seeds
         augmented = seeds if self.settings.eil.exploration.augment else None
         self.state = self.builder.observe(self.segmenter, rows, self.label_version, seeds=augmented)
         self._step = 0
@@ -90,7 +95,14 @@ class EILVectorEnv(SegmentationVectorEnv[torch.Tensor]):
         stage = self.stage + self._step
         labels = self.builder.infer(self.state, actions, min(stage, options.stages))
         following = self.builder.advance(self.segmenter, self.state, labels)
-        reward = REWARDS[options.reward](self.state, following, options)
+        transition = Transition(
+            builder=self.builder,
+            segmenter=self.segmenter,
+            state=self.state,
+            following=following,
+            seeds=mix(self._seeds, REWARD_STREAM, self._step),
+        )
+        reward = REWARDS[options.reward](transition)
         previous, self.state = self.state, following
         self._step += 1
         last = stage >= options.stages and not options.terminal_bootstrap

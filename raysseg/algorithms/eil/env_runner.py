@@ -13,7 +13,7 @@ from raysseg.algorithms.eil.actions import pack_actions, quantise_mask
 from raysseg.algorithms.eil.config import EILSettings
 from raysseg.algorithms.eil.env import EILVectorEnv
 from raysseg.algorithms.eil.module import OPERATORS, OperatorsModule
-from raysseg.algorithms.eil.rewards import GATES, REWARDS
+from raysseg.algorithms.eil.rewards import GATES, REWARDS, Transition
 from raysseg.algorithms.eil.state import EILState
 from raysseg.core import rollout
 from raysseg.core.env_runner import SegmentationEnvRunner
@@ -222,7 +222,10 @@ class EILEnvRunner(SegmentationEnvRunner):
             actions = uniform(mix(seeds, number), size)
             inferred = builder.infer(state, actions, stage)
             following = builder.advance(self.segmenter.teacher, state, inferred)
-            reward = REWARDS[options.reward](state, following, options).reward
+            transition = Transition(
+                builder=builder, segmenter=self.segmenter.teacher, state=state, following=following, seeds=seeds
+            )
+            reward = REWARDS[options.reward](transition).reward
             better = reward > best_value
             best_value = torch.where(better, reward, best_value)
             best_action = torch.where(better[:, None], actions, best_action)
