@@ -12,6 +12,7 @@ from typing import Any
 import typer
 from ray.exceptions import RayTaskError
 
+from raysseg.cli.check_rewards import check_rewards_command
 from raysseg.cli.compare import compare_command
 from raysseg.cli.data import data_app
 from raysseg.cli.evaluate import evaluate_command
@@ -44,6 +45,7 @@ app.command("evaluate")(evaluate_command)
 app.command("predict")(predict_command)
 app.command("compare")(compare_command)
 app.command("report")(report_command)
+app.command("check-rewards")(check_rewards_command)
 app.command("recipes")(recipes_command)
 app.add_typer(data_app, name="data")
 app.add_typer(label_app, name="label")

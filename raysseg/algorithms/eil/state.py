@@ -11,6 +11,7 @@ import torch
 from raysseg.algorithms.eil.config import EILSettings
 from raysseg.core.workspace import Workspace
 from raysseg.data.augmentation import AugmentationSettings, crop_and_flip, draw_geometry, normalise
+from raysseg.functional.constants import PADDING
 from raysseg.functional.label_inference import (
     candidates,
     expand_thresholds,
@@ -184,6 +185,24 @@ class StateBuilder:
             state.scribbles,
             state.classes,
             truth,
+            window=self.options.window_of(stage),
+            num_classes=self.num_classes,
+            class_wise=self.options.window_class_wise,
+            shape=self.options.window_shape,
+        )
+
+    def infer_truth(self, state: EILState, truth: torch.Tensor, stage: int) -> torch.Tensor:
+        """Returns M^{t+1} where every window pixel has its true label, uint8 `[B, H, W]`; where there is none, the old one.
+
+        Source: yardstick.
+        """
+        known = truth < PADDING
+        return infer_labels(
+            state.labels,
+            state.scribbles,
+            torch.where(known, truth, 0),
+            known.float(),
+            torch.zeros(len(truth), self.num_classes, device=truth.device),
             window=self.options.window_of(stage),
             num_classes=self.num_classes,
             class_wise=self.options.window_class_wise,
