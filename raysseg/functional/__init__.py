@@ -21,6 +21,7 @@ from raysseg.functional.label_inference import (
     within_window,
 )
 from raysseg.functional.pixel_policy import action_entropy, action_log_probabilities, actor_critic_losses
+from raysseg.functional.policy_search import agreement, follow_elites, image_traits, pair_counts, policy_thresholds
 from raysseg.functional.random import mix, normal, uniform
 from raysseg.functional.regions import (
     class_shares,
@@ -63,6 +64,7 @@ __all__ = [
     "action_log_probabilities",
     "actor_critic_losses",
     "add_bald_pass",
+    "agreement",
     "assessor_loss",
     "balanced_log_likelihood",
     "bald_map",
@@ -91,9 +93,11 @@ __all__ = [
     "expand_thresholds",
     "explore",
     "follow_direction",
+    "follow_elites",
     "generalised_advantages",
     "greedy_cover",
     "hide_strokes",
+    "image_traits",
     "improvement",
     "infer_labels",
     "infer_labels_from_mask",
@@ -109,8 +113,10 @@ __all__ = [
     "n_step_advantages",
     "normal",
     "operator_planes",
+    "pair_counts",
     "pixel_reliability",
     "plane_count",
+    "policy_thresholds",
     "pooled_entropies",
     "predicted_classes",
     "q_loss",

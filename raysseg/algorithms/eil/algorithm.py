@@ -13,6 +13,7 @@ import torch
 from raysseg.algorithms.eil.config import EILConfig, EILSettings
 from raysseg.algorithms.eil.module import OPERATORS
 from raysseg.algorithms.eil.plan import ExplorationPlan
+from raysseg.algorithms.eil.search import PolicySearch
 from raysseg.algorithms.eil.stages import stage_numbers
 from raysseg.core import rollout
 from raysseg.core.algorithm import DONE, Position, SegmentationAlgorithm
@@ -49,6 +50,7 @@ class EIL(SegmentationAlgorithm):
         self.label_numbers: dict[str, Any] = {}
         self.replay = make_replay(config.settings.eil.exploration.replay, note=lambda sentence: self.note(sentence))
         super().setup(config)
+        self.search = PolicySearch(self) if config.settings.eil.searches else None
         self.has_truth = all(self.store.label(key) is not None for key in self.train_keys[:1])
 
     @property
@@ -82,7 +84,7 @@ class EIL(SegmentationAlgorithm):
             return "evaluate"
         if last:
             return DONE
-        return "explore" if options.explores else "infer" if options.extends else "refine"
+        return "explore" if options.explores or options.searches else "infer" if options.extends else "refine"
 
     def next_stage(self, finished: Position) -> int:
         """Returns the stage of the phase after a finished one: a new stage begins after scoring, or after refining
@@ -91,6 +93,12 @@ class EIL(SegmentationAlgorithm):
         following = self.next_phase(finished)
         begins = finished.phase == "evaluate" or (finished.phase == "refine" and following != "evaluate")
         return finished.stage + 1 if begins and following != DONE else finished.stage
+
+    def explore_length(self, stage: int) -> int:
+        """Returns the iterations of exploring in a stage: some updates of the operators each, or one generation."""
+        if self.search is not None:
+            return self.search.generations(stage)
+        return -(-self.updates_per_stage // self.settings.engine.updates_per_iteration)
 
     @property
     def updates_per_stage(self) -> int:
@@ -108,17 +116,23 @@ class EIL(SegmentationAlgorithm):
         per_epoch = -(-len(self.train_keys) // training.batch_size)
         lengths = {
             "pretrain": -(-training.pretrain_epochs * per_epoch // chunk),
-            "explore": -(-self.updates_per_stage // chunk),
             "refine": -(-training.stage_epochs * per_epoch // chunk),
         }
         left, position = 0, self.position
         while position.phase != DONE:
-            left += max(1, lengths.get(position.phase, 1) - position.step // chunk)
+            length = (
+                self.explore_length(position.stage) if position.phase == "explore" else lengths.get(position.phase, 1)
+            )
+            left += max(1, length - position.step // (1 if position.phase == "explore" and self.search else chunk))
             position = Position(phase=self.next_phase(position), stage=self.next_stage(position))
         return left
 
     def run_explore(self, position: Position) -> tuple[dict[str, Any], int, bool]:
-        """Rolls out, replays and updates the operators some times; a step is one update."""
+        """Rolls out, replays and updates the operators some times; a step is one update. Where policies are searched for, it is
+        one generation.
+        """
+        if self.search is not None:
+            return self._run_search(self.search, position)
         start, engine = time.perf_counter(), self.settings.engine
         if self.updates_per_stage == 0:
             return {"update": 0}, 0, True
@@ -144,6 +158,17 @@ class EIL(SegmentationAlgorithm):
         done = position.step + len(numbers)
         record = {"update": done, **_averages(numbers), **(self._rollout_numbers(fresh) if fresh else {})}
         return record, len(numbers), done >= self.updates_per_stage
+
+    def _run_search(self, search: PolicySearch, position: Position) -> tuple[dict[str, Any], int, bool]:
+        """Rehearses one generation of policies."""
+        self.publish(SEGMENTER)
+        if position.step == 0:
+            search.prepare(position.stage)
+        if search.generations(position.stage) == 0:
+            return {"generation": 0}, 0, True
+        numbers = search.generation(position.stage, position.step)
+        done = position.step + 1
+        return {"generation": done, **numbers}, 1, done >= search.generations(position.stage)
 
     def _rollout_numbers(self, batches: list[pa.RecordBatch]) -> dict[str, Any]:
         """Returns the means over fresh transitions, with the hazards of the method: closing gate, saturation, an
@@ -184,6 +209,7 @@ class EIL(SegmentationAlgorithm):
             "label_version": self.label_version,
             "thresholds": self._quantile_thresholds(spans),
             "truth": self.has_truth,
+            "policy": None if self.search is None else self.search.order(),
         }
         seeds = draw_seeds(self.settings.seed, "infer", position.stage, count=count)
         orders = [{"rows": rows, "context": {**context, "seeds": seeds[rows]}} for rows in spans]
@@ -234,6 +260,13 @@ class EIL(SegmentationAlgorithm):
         labelled, pixels = np.array(self.map_runners("count_labels", orders)).sum(0)
         return float(labelled / pixels)
 
+    def export(self, folder: Path) -> SegmenterModule:
+        """Writes the segmenter, and the searched policy where there is one."""
+        module = super().export(folder)
+        if self.search is not None:
+            self.search.export(folder)
+        return module
+
     def draw_pictures(self, module: SegmenterModule, folder: Path) -> None:
         """Draws how the label maps of a few training images grew from stage to stage (Fig. 3)."""
         versions = self.label_store.versions()
@@ -263,6 +296,7 @@ class EIL(SegmentationAlgorithm):
         state["eil"] = {
             "quantiles": self.quantiles,
             "label_numbers": self.label_numbers,
+            "search": None if self.search is None else self.search.get_state(),
         }
         return state
 
@@ -276,6 +310,8 @@ class EIL(SegmentationAlgorithm):
             rollout.remove_later(Path(self.config.run_dir) / "rollouts", place)
             self.quantiles = own["quantiles"]
             self.label_numbers = own["label_numbers"]
+            if self.search is not None:
+                self.search.set_state(own["search"])
 
 
 def _averages(numbers: list[dict[str, float]]) -> dict[str, float]:

@@ -13,7 +13,9 @@ from raysseg.configuration import Settings
 from raysseg.core.config import SegmentationConfig, any_space
 from raysseg.core.settings import MethodSettings, OptimiserSettings, ReplaySettings
 
-Policy = Literal["none", "random", "fixed", "quantile", "moving_quantile", "searcher", "greedy", "oracle", "full"]
+Policy = Literal[
+    "none", "random", "fixed", "quantile", "moving_quantile", "searcher", "population", "greedy", "oracle", "full"
+]
 LEARNED_GATES = ("positive",)
 
 
@@ -77,6 +79,46 @@ class ExplorationSettings(Settings):
     )
 
 
+class PopulationSettings(Settings):
+    """The search for a policy of a few parameters by the returns of whole rehearsed stages; all of it is reconstruction."""
+
+    size: int = Field(8, ge=2, description="[R] policies that are drawn and played in one generation")
+    elites: int = Field(3, ge=1, description="[R] of them, those that the distribution follows")
+    generations: int = Field(2, ge=1, description="[R] in the first stage")
+    later_generations: int = Field(
+        1, ge=0, description="[R] in every later stage, which goes on from the distribution before"
+    )
+    rate: float = Field(0.7, gt=0, le=1, description="[R] how far mean and spread follow the elites")
+    spread: float = Field(1.5, gt=0, description="[R] standard deviation at the start, in logits of a threshold")
+    smallest_spread: float = Field(0.1, ge=0, description="[R] below which it does not fall")
+    threshold: float = Field(0.8, gt=0, lt=1, description="[R] mean threshold at the start")
+    windows: tuple[int | Literal["image"], ...] = Field(
+        ("image",), min_length=1, description="[R] window sides that the policy chooses from, smallest first"
+    )
+    state_dependent: bool = Field(
+        True, description="[R] thresholds depend on the image's confidence and labelled share; off: one for all images"
+    )
+    play: Literal["mean", "best"] = Field(
+        "mean",
+        description="[R] what infers a stage: the distribution's mean, or the best policy of its last generation",
+    )
+    images: int = Field(64, ge=4, description="[R] training images that a rehearsal holds the encoder's maps of")
+    held_out: float = Field(0.25, gt=0, lt=1, description="[R] share of them that is only predicted")
+    updates: int = Field(40, ge=1, description="[R] decoder updates of each of the two networks in a rehearsal")
+    start: str | None = Field(
+        None, description="[R] a policy.json of another run, whose distribution the search starts from"
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> PopulationSettings:
+        if self.elites > self.size:
+            raise ValueError(f"elites is {self.elites} but size is {self.size}: only what is drawn can be followed")
+        for side in self.windows:
+            if side != "image" and (side < 1 or side % 2 == 0):
+                raise ValueError(f"windows must be odd numbers of pixels or 'image', not {side}")
+        return self
+
+
 class EILOptions(Settings):
     """The decision process of EIL, and every variant of its tables."""
 
@@ -134,6 +176,7 @@ class EILOptions(Settings):
     greedy_candidates: int = Field(
         32, ge=1, description="[R] threshold pairs that the greedy maximiser of the reward tries"
     )
+    population: PopulationSettings = PopulationSettings()
     operators: OperatorSettings = OperatorSettings()
     exploration: ExplorationSettings = ExplorationSettings()
 
@@ -153,6 +196,15 @@ class EILOptions(Settings):
             raise ValueError(
                 f"action_semantics 'grow' has no thresholds per class, which the policy '{self.policy}' sets"
             )
+        if self.policy == "population" and (
+            self.action not in ("shared", "object_ground") or self.action_semantics == "grow"
+        ):
+            raise ValueError(
+                "policy 'population' gives classes no thresholds of their own, so action must be 'shared' or 'object_ground' and "
+                "action_semantics 'class'"
+            )
+        if self.policy != "population" and self.population != PopulationSettings():
+            raise ValueError(f"population has no effect with the policy '{self.policy}'")
         if self.reward == "held_out" and self.virtual_steps == 0:
             raise ValueError("reward 'held_out' measures what virtual steps change, but virtual_steps is 0")
         if self.action == "mask" and self.policy not in ("searcher", "none", "full", "oracle"):
@@ -165,6 +217,11 @@ class EILOptions(Settings):
     def explores(self) -> bool:
         """Whether operators are trained at all."""
         return self.policy == "searcher" or (self.policy == "random" and self.gate in LEARNED_GATES)
+
+    @property
+    def searches(self) -> bool:
+        """Whether policies are searched for by rehearsed stages."""
+        return self.policy == "population"
 
     @property
     def extends(self) -> bool:

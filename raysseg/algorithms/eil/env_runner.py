@@ -13,6 +13,8 @@ from raysseg.algorithms.eil.actions import pack_actions, quantise_mask
 from raysseg.algorithms.eil.config import EILSettings
 from raysseg.algorithms.eil.env import EILVectorEnv
 from raysseg.algorithms.eil.module import OPERATORS, OperatorsModule
+from raysseg.algorithms.eil.policy import Policy
+from raysseg.algorithms.eil.rehearsal import Outcome, Rehearsal
 from raysseg.algorithms.eil.rewards import GATES, REWARDS, Transition
 from raysseg.algorithms.eil.state import EILState
 from raysseg.core import rollout
@@ -21,6 +23,7 @@ from raysseg.data.codec import encode_map
 from raysseg.errors import NonFiniteError
 from raysseg.functional.constants import PADDING, UNLABELLED
 from raysseg.functional.ddpg import explore
+from raysseg.functional.policy_search import image_traits
 from raysseg.functional.random import mix, uniform
 from raysseg.functional.reward import reliability
 from raysseg.functional.selection import confidence_histogram
@@ -52,6 +55,7 @@ class EILEnvRunner(SegmentationEnvRunner):
             segmenter=segmenter,
             autoreset_mode=AutoresetMode.DISABLED,
         )
+        self._rehearsal: tuple[tuple[int, int, int], Rehearsal] | None = None
 
     @property
     def operators(self) -> OperatorsModule:
@@ -146,8 +150,8 @@ class EILEnvRunner(SegmentationEnvRunner):
 
         Args:
             rows: int64 `[N]` rows of the training split.
-            context: `stage`, `label_version`, `seeds` int64 `[N]`, `thresholds` (of the quantile policies), `truth`
-                (whether there is any).
+            context: `stage`, `label_version`, `seeds` int64 `[N]`, `thresholds` (of the quantile policies), `policy` (of the
+                searched one), `truth` (whether there is any).
 
         Returns:
             One record per image: key, label bytes, accepted, value, action, and pixel counts (labelled, proposed, correct, …).
@@ -189,6 +193,8 @@ class EILEnvRunner(SegmentationEnvRunner):
             return None, builder.infer_oracle(state, truth, stage), None
         if options.policy == "greedy":
             return self._greedy(state, seeds, stage)
+        if options.policy == "population":
+            return self._searched(state, context["policy"])
         if options.policy in ("quantile", "moving_quantile"):
             actions = torch.tensor(context["thresholds"], device=self.device).expand(count, -1)
         elif options.policy == "fixed":
@@ -206,6 +212,58 @@ class EILEnvRunner(SegmentationEnvRunner):
         with self.workspace.autocast():
             values = self.operators.assessor.eval()(state.planes(), actions).float()
         return actions, inferred, values
+
+    def _searched(
+        self, state: EILState, order: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Returns the thresholds of the searched policy, and the maps that they and its window give."""
+        policy, (mean, std) = Policy.of(order["parameters"], self.settings.eil), self._centre_of(order)
+        actions = policy.thresholds((image_traits(state.confidence, state.labels) - mean) / std)
+        inferred = self.env.builder.infer_candidates(
+            state.labels, state.scribbles, state.classes, state.confidence, actions, window=policy.window
+        )
+        return actions, inferred, None
+
+    def _centre_of(self, order: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, std = (torch.tensor(part, device=self.device) for part in order["centre"])
+        return mean, std
+
+    @torch.inference_mode()
+    def rehearse(self, *, parameters: np.ndarray, context: dict[str, Any]) -> Outcome:
+        """Plays one policy for a whole stage on cached features.
+
+        Args:
+            parameters: of the policy, float64 `[D]`.
+            context: `rows`, `stage`, `label_version`, `segmenter_version`, `truth`, `seed`, `fold`, `centre`.
+        """
+        rehearsal = self._rehearsal_of(context)
+        return rehearsal.play(
+            Policy.of(parameters, self.settings.eil),
+            self._centre_of(context),
+            seed=context["seed"],
+            fold=context["fold"],
+        )
+
+    @torch.inference_mode()
+    def rehearsed_traits(self, *, context: dict[str, Any]) -> np.ndarray:
+        """Returns the traits of the images that policies are rehearsed on, float32 `[N, 2]`."""
+        return self._rehearsal_of(context).traits.cpu().numpy()
+
+    def _rehearsal_of(self, context: dict[str, Any]) -> Rehearsal:
+        """Returns the states that a stage is rehearsed on; they are made once and serve all its policies."""
+        place = (context["segmenter_version"], context["stage"], context["label_version"])
+        if self._rehearsal is None or self._rehearsal[0] != place:
+            self._rehearsal = None
+            rehearsal = Rehearsal(
+                self.env.builder,
+                self.segmenter.teacher,
+                torch.as_tensor(context["rows"], device=self.device),
+                version=context["label_version"],
+                stage=context["stage"],
+                truth=context["truth"],
+            )
+            self._rehearsal = (place, rehearsal)
+        return self._rehearsal[1]
 
     def _greedy(
         self, state: EILState, seeds: torch.Tensor, stage: int

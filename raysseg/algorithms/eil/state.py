@@ -157,22 +157,53 @@ class StateBuilder:
                 class_wise=options.window_class_wise,
                 shape=options.window_shape,
             )
-        grow = options.action_semantics == "grow"
-        expanded = grow or per_class or options.action == "per_class"
-        thresholds = actions if expanded else expand_thresholds(actions, self.num_classes)
-        return infer_labels(
+        return self.infer_candidates(
             state.labels,
             state.scribbles,
             state.classes,
             state.confidence,
-            thresholds,
+            actions,
+            window=window,
+            per_class=per_class,
+        )
+
+    def infer_candidates(
+        self,
+        labels: torch.Tensor,
+        scribbles: torch.Tensor,
+        classes: torch.Tensor,
+        confidence: torch.Tensor,
+        actions: torch.Tensor,
+        *,
+        window: int | None,
+        per_class: bool = False,
+    ) -> torch.Tensor:
+        """Returns M^{t+1}, uint8 `[B, H, W]` (Eq. 1-2), of maps `[B, H, W]` that need no state around them.
+
+        Args:
+            labels: M, uint8.
+            scribbles: Y, uint8.
+            classes: argmax of P, uint8.
+            confidence: max of P, float in [0, 1].
+            actions: thresholds `[B, A]` in [0, 1].
+            window: its side in pixels; None is the whole image.
+            per_class: the actions are one threshold per class `[B, K]`, whatever the variant's own action is.
+        """
+        options = self.options
+        expanded = options.action_semantics == "grow" or per_class or options.action == "per_class"
+        return infer_labels(
+            labels,
+            scribbles,
+            classes,
+            confidence,
+            actions if expanded else expand_thresholds(actions, self.num_classes),
             window=window,
             num_classes=self.num_classes,
             class_wise=options.window_class_wise,
             shape=options.window_shape,
             semantics=options.action_semantics,
             otherwise=options.otherwise,
-            anchor=state.scribbles if options.window_anchor == "scribbles" else None,
+            anchor=scribbles if options.window_anchor == "scribbles" else None,
         )
 
     def infer_oracle(self, state: EILState, truth: torch.Tensor, stage: int) -> torch.Tensor:

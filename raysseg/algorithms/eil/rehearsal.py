@@ -1,0 +1,175 @@
+"""One stage played on cached features: what a policy's label maps are worth to decoders that learn from them.
+
+A stage is long and coverage pays only at its end, so a policy is paid for all of it. The encoder stands still and its maps are
+held, so that only decoders are trained: two, from the same start, on the policy's label maps of some images, in two orders.
+The return is how far they agree on images that neither was trained on. See `functional.agreement` for why.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from raysseg.algorithms.eil.config import EILSettings
+from raysseg.algorithms.eil.policy import Policy
+from raysseg.algorithms.eil.state import StateBuilder
+from raysseg.core.schedules import build_optimiser, schedule_factor, set_learning_rate
+from raysseg.core.seeding import generator
+from raysseg.evaluation import Scores, confusion_matrix
+from raysseg.functional.class_balance import class_weights
+from raysseg.functional.constants import PADDING, UNLABELLED
+from raysseg.functional.label_inference import predicted_classes
+from raysseg.functional.policy_search import agreement, image_traits, pair_counts
+from raysseg.segmenters import Segmenter, SegmenterDecoder, upsample_logits
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a rehearsed stage came to.
+
+    Args:
+        agreement: the return, in [0, 1].
+        labelled_share: of the images' pixels.
+        miou: of both networks on the images that were left out, their mean, where there is ground truth; never used for training.
+    """
+
+    agreement: float
+    labelled_share: float
+    miou: float | None
+
+
+class Rehearsal:
+    """The states of some training images at one stage, on which policies are played.
+
+    Args:
+        builder: makes states and infers label maps.
+        segmenter: the teacher, which policies are judged from.
+        rows: int64 `[N]` of the training split.
+        version: label version of M.
+        stage: t + 1 in 1…T.
+        truth: whether training images have ground truth.
+    """
+
+    def __init__(
+        self,
+        builder: StateBuilder,
+        segmenter: Segmenter,
+        rows: torch.Tensor,
+        *,
+        version: int,
+        stage: int,
+        truth: bool,
+    ) -> None:
+        self.builder, self.stage = builder, stage
+        self.settings: EILSettings = builder.settings
+        self.decoder = segmenter.decoder
+        batch = self.settings.engine.inference_batch_size
+        states = [builder.observe(segmenter, part, version) for part in rows.split(batch)]
+        self.encoded = [torch.cat(maps) for maps in zip(*(state.encoded for state in states), strict=True)]
+        self.labels = torch.cat([state.labels for state in states])
+        self.scribbles = torch.cat([state.scribbles for state in states])
+        self.classes = torch.cat([state.classes for state in states])
+        self.confidence = torch.cat([state.confidence for state in states])
+        self.truth = builder.workspace.train.labels(rows, -1) if truth else None
+        self.traits = image_traits(self.confidence, self.labels)
+        self.present = torch.bincount(self.scribbles.flatten().long(), minlength=256)[: builder.num_classes] > 0
+
+    def play(self, policy: Policy, centre: tuple[torch.Tensor, torch.Tensor], *, seed: int, fold: int) -> Outcome:
+        """Plays a policy for a stage.
+
+        Args:
+            policy: what infers the label maps.
+            centre: mean and standard deviation of the traits `[2]` each.
+            seed: of both orders; policies that are compared are given the same one.
+            fold: which images are left out.
+
+        Source: reconstruction.
+        """
+        labels = self._infer(policy, centre)
+        count = len(labels)
+        left_out = max(1, round(self.settings.eil.population.held_out * count))
+        order = torch.tensor(generator(seed, "rehearsal", fold).permutation(count), device=labels.device)
+        learned, predicted = order[left_out:], order[:left_out]
+        first, second = (self._predict(self._learn(labels, learned, seed, one), predicted) for one in range(2))
+        inside = self.scribbles[predicted] != PADDING
+        counts = pair_counts(first, second, inside, self.builder.num_classes)
+        miou = None
+        if self.truth is not None:
+            truth = self.truth[predicted]
+            matrices = (confusion_matrix(one, truth, self.builder.num_classes) for one in (first, second))
+            miou = float(np.mean([Scores.from_confusion(matrix).miou for matrix in matrices]))
+        labelled = (labels < PADDING).sum() / (labels != PADDING).sum()
+        return Outcome(agreement=float(agreement(counts, self.present)), labelled_share=float(labelled), miou=miou)
+
+    def _infer(self, policy: Policy, centre: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Returns M^{t+1} of all images, uint8 `[N, H, W]`."""
+        mean, std = centre
+        actions = policy.thresholds((self.traits - mean) / std)
+        return self.builder.infer_candidates(
+            self.labels, self.scribbles, self.classes, self.confidence, actions, window=policy.window
+        )
+
+    def _learn(self, labels: torch.Tensor, rows: torch.Tensor, seed: int, member: int) -> SegmenterDecoder:
+        """Returns a decoder after learning from the label maps of some images."""
+        training, population = self.settings.training, self.settings.eil.population
+        with torch.inference_mode(False), torch.enable_grad():
+            decoder = copy.deepcopy(self.decoder).requires_grad_(True)
+            decoder.train()
+            rate = training.refine_learning_rate or training.optimiser.learning_rate
+            optimiser = build_optimiser(training.optimiser, [{"params": list(decoder.parameters())}])
+            draw = generator(seed, "rehearsal-order", member)
+            torch.manual_seed(int(draw.integers(2**62)))
+            weight = self._class_weight(labels[rows])
+            for update in range(population.updates):
+                factor = schedule_factor(training.optimiser, update / population.updates)
+                set_learning_rate(optimiser, rate * training.head_multiplier * factor)
+                picked = rows[torch.tensor(draw.choice(len(rows), min(training.batch_size, len(rows)), replace=False))]
+                mirrored = bool(draw.random() < training.augmentation.flip)
+                optimiser.zero_grad(set_to_none=True)
+                self._loss(decoder, labels, picked, weight, mirrored=mirrored).backward()
+                if training.optimiser.clip_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(decoder.parameters(), training.optimiser.clip_norm)
+                optimiser.step()
+        return decoder.eval()
+
+    def _loss(
+        self,
+        decoder: SegmenterDecoder,
+        labels: torch.Tensor,
+        rows: torch.Tensor,
+        weight: torch.Tensor | None,
+        *,
+        mirrored: bool,
+    ) -> torch.Tensor:
+        """Eq. 14 on some images; a mirrored image has its maps mirrored."""
+        encoded, target = [maps[rows] for maps in self.encoded], labels[rows]
+        if mirrored:
+            encoded, target = [maps.flip(-1) for maps in encoded], target.flip(-1)
+        size = (int(target.shape[-2]), int(target.shape[-1]))
+        with self.builder.workspace.autocast():
+            output = decoder(encoded, size)
+        goal = torch.where(target < PADDING, target, UNLABELLED).long()
+        return F.cross_entropy(upsample_logits(output.logits, size), goal, weight=weight, ignore_index=UNLABELLED)
+
+    def _class_weight(self, labels: torch.Tensor) -> torch.Tensor | None:
+        """Returns the class weights `[K]` of label maps, as refining has them."""
+        power = self.settings.training.class_balance_power
+        if power == 0.0:
+            return None
+        counts = torch.bincount(labels.flatten().long(), minlength=256)[: self.builder.num_classes]
+        return class_weights(counts, power)
+
+    @torch.inference_mode()
+    def _predict(self, decoder: SegmenterDecoder, rows: torch.Tensor) -> torch.Tensor:
+        """Returns the classes that a decoder predicts on some images, uint8 `[n, H, W]`."""
+        size = (int(self.labels.shape[-2]), int(self.labels.shape[-1]))
+        parts = []
+        for part in rows.split(self.settings.engine.inference_batch_size):
+            with self.builder.workspace.autocast():
+                output = decoder([maps[part] for maps in self.encoded], size)
+            parts.append(predicted_classes(upsample_logits(output.logits, size)))
+        return torch.cat(parts)

@@ -1,0 +1,225 @@
+"""Policies that are searched for by rehearsed stages: what a rehearsal sees, what the search does with it, and a run of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from algorithms.tiny_eil import Bench, build, maps_of, play, settings_of
+
+from raysseg.algorithms.eil.policy import Policy, PolicyDistribution
+from raysseg.errors import InputError
+from raysseg.functional import UNLABELLED, agreement, pair_counts
+
+Train = Callable[..., tuple[Any, list[dict[str, Any]]]]
+SMALL = {
+    "eil__policy": "population",
+    "eil__population": {
+        "size": 3,
+        "elites": 2,
+        "generations": 2,
+        "later_generations": 1,
+        "images": 8,
+        "updates": 3,
+        "windows": [5, "image"],
+    },
+}
+
+
+def parameters(object_bias: float, ground_bias: float, window: float = 5.0) -> np.ndarray:
+    """A policy that treats all images alike."""
+    return np.array([object_bias, 0, 0, ground_bias, 0, 0, window])
+
+
+@pytest.fixture
+def context() -> dict[str, Any]:
+    """A rehearsal order's context on all eight images."""
+    return {
+        "rows": np.arange(8),
+        "stage": 1,
+        "label_version": 0,
+        "segmenter_version": 0,
+        "truth": True,
+        "seed": 3,
+        "fold": 0,
+        "centre": [[0.5, 0.0], [0.1, 0.1]],
+    }
+
+
+def test_a_policy_chooses_its_window_by_equal_intervals() -> None:
+    settings = settings_of(eil__policy="population", eil__population={"windows": [5, 9, "image"]})
+    sides = [Policy.of(parameters(0, 0, value), settings.eil).window for value in (-9.0, -0.8, -0.6, 0.6, 0.8, 40.0)]
+    assert sides == [5, 5, 9, 9, None, None]
+
+
+def test_a_rehearsal_infers_what_the_environment_would(bench: Callable[..., Bench], context: dict[str, Any]) -> None:
+    one = bench(**SMALL)
+    order = {"parameters": parameters(-1.0, 0.5), "centre": context["centre"]}
+    inferred = one.runner.infer(
+        rows=np.arange(8),
+        context={
+            "stage": 1,
+            "label_version": 0,
+            "seeds": np.arange(8),
+            "thresholds": None,
+            "truth": True,
+            "policy": order,
+        },
+    )
+    rehearsal = one.runner._rehearsal_of(context)
+    policy = Policy.of(order["parameters"], one.settings.eil)
+    with torch.inference_mode():
+        labels = rehearsal._infer(policy, one.runner._centre_of(order))
+    assert ((labels != UNLABELLED) & (rehearsal.scribbles == UNLABELLED)).any()
+    shares = (labels != UNLABELLED).flatten(1).sum(1)
+    assert inferred.column("labelled").to_pylist() == shares.tolist()
+    fewer = rehearsal._infer(Policy.of(parameters(-1.0, 0.5, -5.0), one.settings.eil), one.runner._centre_of(order))
+    assert (fewer != UNLABELLED).sum() < (labels != UNLABELLED).sum(), (
+        "a window of five pixels reaches less far than the image"
+    )
+
+
+def test_the_return_is_the_agreement_on_images_that_were_left_out(
+    bench: Callable[..., Bench], context: dict[str, Any]
+) -> None:
+    one = bench(**SMALL)
+    before = {name: value.clone() for name, value in one.runner.segmenter.teacher.state_dict().items()}
+    outcome = one.runner.rehearse(parameters=parameters(0.0, 0.0), context=context)
+    again = one.runner.rehearse(parameters=parameters(0.0, 0.0), context=context)
+    assert outcome == again
+    after = one.runner.segmenter.teacher.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items()), "the segmenter itself stands still"
+
+    rehearsal = one.runner._rehearsal_of(context)
+    seen: list[torch.Tensor] = []
+    learned: list[torch.Tensor] = []
+    learn, predict = rehearsal._learn, rehearsal._predict
+
+    def record_learning(labels: torch.Tensor, rows: torch.Tensor, *rest: Any) -> Any:
+        learned.append(rows)
+        return learn(labels, rows, *rest)
+
+    def record_predicting(decoder: Any, rows: torch.Tensor) -> torch.Tensor:
+        seen.append(predict(decoder, rows))
+        assert not set(rows.tolist()) & set(learned[-1].tolist())
+        assert len(rows) == 2
+        return seen[-1]
+
+    rehearsal._learn, rehearsal._predict = record_learning, record_predicting  # type: ignore[method-assign]
+    one.runner.rehearse(parameters=parameters(0.0, 0.0), context=context)
+    assert torch.equal(learned[0], learned[1])
+    inside = torch.ones_like(seen[0], dtype=torch.bool)
+    expected = agreement(pair_counts(seen[0], seen[1], inside, one.builder.num_classes), rehearsal.present)
+    assert outcome.agreement == pytest.approx(expected.item())
+    assert 0 < outcome.agreement < 1, "two orders give two networks"
+    assert outcome.miou is not None
+    other = one.runner.rehearse(
+        parameters=parameters(0.0, 0.0), context={**context, "fold": 1, "truth": False, "stage": 2}
+    )
+    assert other.miou is None
+    assert other.agreement != outcome.agreement
+
+
+def test_a_rehearsal_learns_its_labels(bench: Callable[..., Bench], context: dict[str, Any]) -> None:
+    one = bench(**{**SMALL, "eil__population": {**SMALL["eil__population"], "updates": 40}})  # type: ignore[dict-item]
+    rehearsal = one.runner._rehearsal_of(context)
+    rows = torch.arange(8)
+    with torch.inference_mode():
+        labels = rehearsal._infer(Policy.of(parameters(-1.0, -1.0), one.settings.eil), one.runner._centre_of(context))
+        first = rehearsal._loss(rehearsal.decoder.eval(), labels, rows, None, mirrored=False)
+        decoder = rehearsal._learn(labels, rows, 0, 0)
+        last = rehearsal._loss(decoder, labels, rows, None, mirrored=False)
+    assert last < 0.9 * first
+
+
+def test_a_run_searches_infers_and_leaves_its_policy(trained: Train, tmp_path: Path) -> None:
+    algorithm, records = trained(**SMALL)
+    generations = [(record["stage"], record["generation"]) for record in records if record["phase"] == "explore"]
+    assert generations == [(1, 1), (1, 2), (2, 1)]
+    for record in records:
+        if record["phase"] == "explore":
+            assert len(record["returns"]) == len(record["rehearsed_mious"]) == 3
+            assert record["reward_best"] == max(record["returns"]) >= record["reward"]
+    assert algorithm.label_store.versions() == [1, 2]
+    assert (maps_of(algorithm, 1) != UNLABELLED).mean() > 0
+    algorithm.export(tmp_path)
+    left = json.loads((tmp_path / "policy.json").read_text())
+    assert left["mean"] == [record["policy_mean"] for record in records if record["phase"] == "explore"][-1]
+
+    # Elsewhere the search starts from it, and without a generation it is played as it is.
+    start = {
+        **SMALL["eil__population"],
+        "start": str(tmp_path / "policy.json"),
+        "generations": 1,
+        "later_generations": 0,
+    }  # type: ignore[dict-item]
+    distribution = PolicyDistribution.of(settings_of(**{**SMALL, "eil__population": start}).eil)
+    np.testing.assert_array_equal(distribution.mean, left["mean"])
+    other, _ = trained(**{**SMALL, "eil__population": start})
+    assert other.search.distribution.mean.tolist() != left["mean"]
+
+
+def test_a_restored_search_goes_on_as_if_nothing_had_happened(
+    trained: Train, store_uri: str, pretrained: str, tmp_path: Path
+) -> None:
+    _, records = trained(**SMALL)
+    settings = settings_of(training__pretrained=pretrained, **SMALL)
+    first = build(settings, tmp_path / "first", store_uri)
+    while first.position.phase != "explore":
+        first.train()
+    first.train()
+    assert first.position.phase == "explore"
+    path = first.save_to_path(str(tmp_path / "checkpoint"))
+    first.stop()
+    second = build(settings, tmp_path / "first", store_uri)
+    second.restore_from_path(path)
+    rest = play(second)
+    second.stop()
+    assert [record["returns"] for record in rest if "returns" in record] == [
+        record["returns"] for record in records if "returns" in record
+    ][1:]
+    assert rest[-1]["miou"] == records[-1]["miou"]
+
+
+def test_without_state_dependence_weights_stay_zero_and_one_window_stays() -> None:
+    population = {**SMALL["eil__population"], "state_dependent": False, "windows": ["image"]}  # type: ignore[dict-item]
+    distribution = PolicyDistribution.of(settings_of(eil__policy="population", eil__population=population).eil)
+    drawn = distribution.draw(np.random.default_rng(0), 5)
+    assert (drawn[:, [1, 2, 4, 5, 6]] == 0).all()
+    assert (drawn[1:, [0, 3]].std(0) > 0).all()
+    np.testing.assert_array_equal(drawn[0], distribution.mean)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"eil__population": {"elites": 9}}, "elites is 9 but size is 8"),
+        ({"eil__population": {"windows": [4]}}, "odd numbers of pixels or 'image', not 4"),
+        ({"eil__action": "per_class"}, "gives classes no thresholds of their own"),
+        ({"eil__policy": "fixed", "eil__population": {"size": 4}}, "population has no effect with the policy 'fixed'"),
+    ],
+)
+def test_impossible_settings_are_refused(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        settings_of(**{"eil__policy": "population", **changes})
+
+
+def test_a_start_that_is_no_policy_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "policy.json"
+
+    def begin() -> None:
+        PolicyDistribution.of(settings_of(eil__policy="population", eil__population={"start": str(path)}).eil)
+
+    with pytest.raises(InputError, match="there is no such file"):
+        begin()
+    path.write_text("{")
+    with pytest.raises(InputError, match=r"is no policy\.json of a run"):
+        begin()
+    path.write_text(json.dumps({"mean": [1.0, 2.0]}))
+    with pytest.raises(InputError, match="has 2 parameters, expected 7"):
+        begin()
