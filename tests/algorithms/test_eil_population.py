@@ -131,10 +131,31 @@ def test_a_rehearsal_learns_its_labels(bench: Callable[..., Bench], context: dic
     rows = torch.arange(8)
     with torch.inference_mode():
         labels = rehearsal._infer(Policy.of(parameters(-1.0, -1.0), one.settings.eil), one.runner._centre_of(context))
-        first = rehearsal._loss(rehearsal.decoder.eval(), labels, rows, None, mirrored=False)
+        first = rehearsal._loss(rehearsal.decoder.eval(), labels, rows, None, crop=None, mirrored=False)
         decoder = rehearsal._learn(labels, rows, 0, 0)
-        last = rehearsal._loss(decoder, labels, rows, None, mirrored=False)
+        last = rehearsal._loss(decoder, labels, rows, None, crop=None, mirrored=False)
     assert last < 0.9 * first
+
+
+def test_crops_are_the_same_place_in_every_map(bench: Callable[..., Bench], context: dict[str, Any]) -> None:
+    one = bench(**SMALL, training__augmentation={"crop": [20, 32]})
+    rehearsal = one.runner._rehearsal_of(context)
+    draw = np.random.default_rng(0)
+    crops = [rehearsal._draw_crop(draw) for _ in range(40)]
+    coarse = 48 // rehearsal.encoded[-1].shape[-1]
+    for crop in crops:
+        assert crop is not None
+        assert (crop.height, crop.width) == (-(-20 // coarse) * coarse, -(-32 // coarse) * coarse)
+        assert crop.top + crop.height <= 48 >= crop.left + crop.width
+    assert len({(crop.top, crop.left) for crop in crops if crop}) > 3
+    pixel = torch.arange(48 * 48).view(1, 1, 48, 48)
+    for maps in rehearsal.encoded:
+        cell = 48 // maps.shape[-1]
+        crop = crops[0]
+        assert crop is not None
+        part = crop.of(pixel[..., ::cell, ::cell], (48, 48))
+        assert part[0, 0, 0, 0] == pixel[0, 0, crop.top, crop.left]
+        assert part.shape[-2:] == (crop.height // cell, crop.width // cell)
 
 
 def test_a_run_searches_infers_and_leaves_its_policy(trained: Train, tmp_path: Path) -> None:

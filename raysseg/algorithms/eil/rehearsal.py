@@ -20,7 +20,7 @@ from raysseg.algorithms.eil.state import StateBuilder
 from raysseg.core.schedules import build_optimiser, schedule_factor, set_learning_rate
 from raysseg.core.seeding import generator
 from raysseg.evaluation import Scores, confusion_matrix
-from raysseg.functional.class_balance import class_weights
+from raysseg.functional.class_balance import class_weights, label_mass
 from raysseg.functional.constants import PADDING, UNLABELLED
 from raysseg.functional.label_inference import predicted_classes
 from raysseg.functional.policy_search import agreement, image_traits, pair_counts
@@ -40,6 +40,22 @@ class Outcome:
     agreement: float
     labelled_share: float
     miou: float | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Crop:
+    """A part of an image, in pixels that are whole cells of every map."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def of(self, maps: torch.Tensor, canvas: tuple[int, ...]) -> torch.Tensor:
+        """Returns the part of maps `[B, …, h, w]` of a canvas (H, W) in pixels."""
+        cell = canvas[0] // maps.shape[-2]
+        rows = slice(self.top // cell, (self.top + self.height) // cell)
+        return maps[..., rows, self.left // cell : (self.left + self.width) // cell]
 
 
 class Rehearsal:
@@ -128,13 +144,32 @@ class Rehearsal:
                 factor = schedule_factor(training.optimiser, update / population.updates)
                 set_learning_rate(optimiser, rate * training.head_multiplier * factor)
                 picked = rows[torch.tensor(draw.choice(len(rows), min(training.batch_size, len(rows)), replace=False))]
+                crop = self._draw_crop(draw)
                 mirrored = bool(draw.random() < training.augmentation.flip)
                 optimiser.zero_grad(set_to_none=True)
-                self._loss(decoder, labels, picked, weight, mirrored=mirrored).backward()
+                self._loss(decoder, labels, picked, weight, crop=crop, mirrored=mirrored).backward()
                 if training.optimiser.clip_norm is not None:
                     torch.nn.utils.clip_grad_norm_(decoder.parameters(), training.optimiser.clip_norm)
                 optimiser.step()
         return decoder.eval()
+
+    def _draw_crop(self, draw: np.random.Generator) -> Crop | None:
+        """Returns a place of the size that training crops to, in whole cells of the coarsest map; None: the whole images."""
+        crop, canvas = self.settings.training.augmentation.crop, self.encoded[0].shape[-2:]
+        height, width = self.labels.shape[-2:]
+        coarse = self.encoded[-1].shape[-2:]
+        # Not every encoder hands the image on, whose size tells how many pixels a cell has.
+        if crop is None or canvas[0] < height or canvas[1] < width:
+            return None
+        cells = [side // cell for side, cell in zip(canvas, coarse, strict=True)]
+        sides = [min(-(-side // cell), count) for side, cell, count in zip(crop, cells, coarse, strict=True)]
+        starts = [int(draw.integers(count - side + 1)) for side, count in zip(sides, coarse, strict=True)]
+        return Crop(
+            top=starts[0] * cells[0],
+            left=starts[1] * cells[1],
+            height=sides[0] * cells[0],
+            width=sides[1] * cells[1],
+        )
 
     def _loss(
         self,
@@ -143,17 +178,27 @@ class Rehearsal:
         rows: torch.Tensor,
         weight: torch.Tensor | None,
         *,
+        crop: Crop | None,
         mirrored: bool,
     ) -> torch.Tensor:
         """Eq. 14 on some images; a mirrored image has its maps mirrored."""
         encoded, target = [maps[rows] for maps in self.encoded], labels[rows]
+        if crop is not None:
+            canvas = self.encoded[0].shape[-2:]
+            missing = (0, canvas[1] - target.shape[-1], 0, canvas[0] - target.shape[-2])
+            target = crop.of(F.pad(target, missing, value=PADDING), canvas)
+            encoded = [crop.of(maps, canvas) for maps in encoded]
         if mirrored:
             encoded, target = [maps.flip(-1) for maps in encoded], target.flip(-1)
         size = (int(target.shape[-2]), int(target.shape[-1]))
         with self.builder.workspace.autocast():
             output = decoder(encoded, size)
         goal = torch.where(target < PADDING, target, UNLABELLED).long()
-        return F.cross_entropy(upsample_logits(output.logits, size), goal, weight=weight, ignore_index=UNLABELLED)
+        loss = F.cross_entropy(
+            upsample_logits(output.logits, size), goal, weight=weight, ignore_index=UNLABELLED, reduction="sum"
+        )
+        # A crop may hold no label at all, of which a mean would be 0 / 0.
+        return loss / label_mass(goal, weight).clamp(min=1e-6)
 
     def _class_weight(self, labels: torch.Tensor) -> torch.Tensor | None:
         """Returns the class weights `[K]` of label maps, as refining has them."""
