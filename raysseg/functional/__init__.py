@@ -21,7 +21,14 @@ from raysseg.functional.label_inference import (
     within_window,
 )
 from raysseg.functional.pixel_policy import action_entropy, action_log_probabilities, actor_critic_losses
-from raysseg.functional.policy_search import agreement, follow_elites, image_traits, pair_counts, policy_thresholds
+from raysseg.functional.policy_search import (
+    class_overlap,
+    estimated_overlap,
+    follow_elites,
+    image_traits,
+    pair_counts,
+    policy_thresholds,
+)
 from raysseg.functional.random import mix, normal, uniform
 from raysseg.functional.regions import (
     class_shares,
@@ -64,7 +71,6 @@ __all__ = [
     "action_log_probabilities",
     "actor_critic_losses",
     "add_bald_pass",
-    "agreement",
     "assessor_loss",
     "balanced_log_likelihood",
     "bald_map",
@@ -74,6 +80,7 @@ __all__ = [
     "cell_counts",
     "cell_index",
     "class_centres",
+    "class_overlap",
     "class_reliability",
     "class_shares",
     "class_weights",
@@ -90,6 +97,7 @@ __all__ = [
     "double_q_targets",
     "entropy_map",
     "entropy_map_of_logits",
+    "estimated_overlap",
     "expand_thresholds",
     "explore",
     "follow_direction",

@@ -77,25 +77,43 @@ def pair_counts(first: Tensor, second: Tensor, counted: Tensor, num_classes: int
     return count_indices(index.flatten(), cells + 1)[:-1].view(num_classes, num_classes)
 
 
-def agreement(counts: Tensor, present: Tensor) -> Tensor:
-    """Computes how far two networks agree: the mean over classes of intersection over union of their predictions.
-
-    Two networks that learned from the same labels in different orders differ where these leave them free. In expectation their
-    disagreement equals the error of each wherever their ensemble is calibrated (Jiang et al., ICLR 2022), and no truth is
-    needed. A class that is known to be there and that neither predicts counts 0, so that predicting one class everywhere,
-    on which it is easy to agree, is worth little.
+def class_overlap(counts: Tensor) -> Tensor:
+    """Computes the intersection over union of each class from a matrix of pairs.
 
     Args:
         counts: int64 [K, K], of `pair_counts`.
-        present: bool [K], the classes that the images are known to have.
     Returns:
-        float32 scalar [] in [0, 1]: the mean over classes that are present; 0 where none is.
+        float64 [K] in [0, 1]; 0 for a class that occurs on neither side.
     Source: reconstruction.
     """
     counts = counts.double()
     both = counts.diagonal()
-    union = counts.sum(0) + counts.sum(1) - both
-    overlap = both / union.clamp_min(1.0)
+    return both / (counts.sum(0) + counts.sum(1) - both).clamp_min(1.0)
+
+
+def estimated_overlap(pair: Tensor, pair_on_strokes: Tensor, judged: Tensor, present: Tensor) -> Tensor:
+    """Estimates the mean intersection over union of two networks with the truth, of which only strokes are known.
+
+    Two networks that learned from the same labels in different orders differ where these leave them free; in expectation their
+    disagreement is the error of each, if their ensemble is calibrated (Jiang et al., ICLR 2022). It is not where both learned
+    the same mistake. How far they are from calibrated is measured on strokes that neither learned from: by what part of the
+    overlap with each other they overlap with the strokes. The estimate of a class is its overlap between the networks
+    everywhere times that part. A class that is known to be there and that neither predicts counts 0.
+
+    Args:
+        pair: int64 [K, K], of `pair_counts` of both networks on all pixels.
+        pair_on_strokes: int64 [K, K], the same on stroke pixels.
+        judged: int64 [K, K], of the strokes and each network, both added up.
+        present: bool [K], the classes that the images are known to have.
+    Returns:
+        float32 scalar [] in [0, 1]: the mean over classes that are present; 0 where none is. A class without strokes is taken
+        to be calibrated.
+    Source: reconstruction.
+    """
+    together = class_overlap(pair_on_strokes)
+    part = (class_overlap(judged) / together.clamp_min(1e-9)).clamp(max=1.0)
+    part = torch.where(judged.sum(1) > 0, part, 1.0)
+    overlap = class_overlap(pair) * part
     return ((overlap * present).sum() / present.sum().clamp_min(1)).float()
 
 

@@ -14,7 +14,7 @@ from algorithms.tiny_eil import Bench, build, maps_of, play, settings_of
 
 from raysseg.algorithms.eil.policy import Policy, PolicyDistribution
 from raysseg.errors import InputError
-from raysseg.functional import UNLABELLED, agreement, pair_counts
+from raysseg.functional import UNLABELLED, class_overlap, estimated_overlap, pair_counts
 
 Train = Callable[..., tuple[Any, list[dict[str, Any]]]]
 SMALL = {
@@ -95,7 +95,8 @@ def test_the_return_is_the_agreement_on_images_that_were_left_out(
     after = one.runner.segmenter.teacher.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items()), "the segmenter itself stands still"
 
-    rehearsal = one.runner._rehearsal_of(context)
+    rehearsal, builder = one.runner._rehearsal_of(context), one.builder
+    left_out: list[torch.Tensor] = []
     seen: list[torch.Tensor] = []
     learned: list[torch.Tensor] = []
     learn, predict = rehearsal._learn, rehearsal._predict
@@ -108,21 +109,33 @@ def test_the_return_is_the_agreement_on_images_that_were_left_out(
         seen.append(predict(decoder, rows))
         assert not set(rows.tolist()) & set(learned[-1].tolist())
         assert len(rows) == 2
+        left_out.append(rows)
         return seen[-1]
 
     rehearsal._learn, rehearsal._predict = record_learning, record_predicting  # type: ignore[method-assign]
     one.runner.rehearse(parameters=parameters(0.0, 0.0), context=context)
     assert torch.equal(learned[0], learned[1])
-    inside = torch.ones_like(seen[0], dtype=torch.bool)
-    expected = agreement(pair_counts(seen[0], seen[1], inside, one.builder.num_classes), rehearsal.present)
-    assert outcome.agreement == pytest.approx(expected.item())
-    assert 0 < outcome.agreement < 1, "two orders give two networks"
+    strokes = rehearsal.scribbles[left_out[0]]
+    drawn = strokes != UNLABELLED
+    pair, on_strokes, *judged = (
+        pair_counts(torch.where(where, one, 0), torch.where(where, two, 0), where, builder.num_classes)
+        for one, two, where in (
+            (seen[0], seen[1], torch.ones_like(drawn)),
+            (seen[0], seen[1], drawn),
+            (strokes, seen[0], drawn),
+            (strokes, seen[1], drawn),
+        )
+    )
+    expected = estimated_overlap(pair, on_strokes, judged[0] + judged[1], rehearsal.present)
+    assert outcome.overlap == pytest.approx(expected.item())
+    assert outcome.agreement == pytest.approx(class_overlap(pair)[rehearsal.present].mean().item())
+    assert 0 < outcome.overlap <= outcome.agreement < 1, "two orders give two networks"
     assert outcome.miou is not None
     other = one.runner.rehearse(
         parameters=parameters(0.0, 0.0), context={**context, "fold": 1, "truth": False, "stage": 2}
     )
     assert other.miou is None
-    assert other.agreement != outcome.agreement
+    assert other.overlap != outcome.overlap
 
 
 def test_a_rehearsal_learns_its_labels(bench: Callable[..., Bench], context: dict[str, Any]) -> None:

@@ -8,7 +8,14 @@ import torch
 
 from raysseg.errors import InputError
 from raysseg.evaluation import Scores
-from raysseg.functional import agreement, follow_elites, image_traits, pair_counts, policy_thresholds
+from raysseg.functional import (
+    class_overlap,
+    estimated_overlap,
+    follow_elites,
+    image_traits,
+    pair_counts,
+    policy_thresholds,
+)
 
 K = 3
 
@@ -47,15 +54,33 @@ def test_agreement_is_the_mean_iou_of_two_predictions() -> None:
     for b, y, x in torch.nonzero(counted).tolist():
         slow[int(first[b, y, x]), int(second[b, y, x])] += 1
     assert torch.equal(counts, slow)
-    assert agreement(counts, torch.ones(K, dtype=torch.bool)).item() == pytest.approx(Scores.from_confusion(slow).miou)
+    assert class_overlap(counts).mean().item() == pytest.approx(Scores.from_confusion(slow).miou)
+
+
+def test_the_estimate_by_hand() -> None:
+    present = torch.ones(K, dtype=torch.bool)
+    pair = torch.tensor([[80, 20, 0], [0, 100, 0], [0, 0, 50]])
+    on_strokes = torch.diag(torch.tensor([10, 10, 10]))
+    judged = torch.tensor([[10, 10, 0], [0, 20, 0], [0, 0, 20]])
+    # Overlaps 80/100, 100/120, 1; of which on strokes 10/20, 20/30 and all is right.
+    expected = (0.8 * 0.5 + 100 / 120 * 20 / 30 + 1.0) / 3
+    assert estimated_overlap(pair, on_strokes, judged, present).item() == pytest.approx(expected)
+    # Without strokes nothing is known against the networks.
+    nothing = torch.zeros(K, K, dtype=torch.int64)
+    assert estimated_overlap(pair, nothing, nothing, present).item() == pytest.approx((0.8 + 100 / 120 + 1.0) / 3)
+    # Strokes that agree better than the networks do with each other are no bonus.
+    worse = torch.tensor([[5, 5, 0], [0, 10, 0], [0, 0, 10]])
+    right = torch.diag(torch.tensor([20, 20, 20]))
+    assert estimated_overlap(pair, worse, right, present).item() == pytest.approx((0.8 + 100 / 120 + 1.0) / 3)
 
 
 def test_to_agree_on_one_class_everywhere_is_worth_little() -> None:
     same = torch.zeros(1, 4, 4, dtype=torch.uint8)
     counts = pair_counts(same, same, torch.ones(1, 4, 4, dtype=torch.bool), K)
-    assert agreement(counts, torch.tensor([True, True, True])).item() == pytest.approx(1 / 3)
-    assert agreement(counts, torch.tensor([True, False, False])).item() == 1.0
-    assert agreement(counts, torch.zeros(K, dtype=torch.bool)).item() == 0.0
+    strokes = torch.tensor([[2, 0, 0], [2, 0, 0], [2, 0, 0]])
+    on_strokes = torch.diag(torch.tensor([3, 0, 0]))
+    assert estimated_overlap(counts, on_strokes, strokes, torch.tensor([True] * 3)).item() == pytest.approx(1 / 9)
+    assert estimated_overlap(counts, on_strokes, strokes, torch.zeros(K, dtype=torch.bool)).item() == 0.0
 
 
 def test_elites_by_hand() -> None:

@@ -2,7 +2,8 @@
 
 A stage is long and coverage pays only at its end, so a policy is paid for all of it. The encoder stands still and its maps are
 held, so that only decoders are trained: two, from the same start, on the policy's label maps of some images, in two orders.
-The return is how far they agree on images that neither was trained on. See `functional.agreement` for why.
+The return is an estimate of their overlap with the truth on images that neither was trained on, from how far they agree with each
+other there and with the strokes. See `functional.estimated_overlap`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from raysseg.evaluation import Scores, confusion_matrix
 from raysseg.functional.class_balance import class_weights, label_mass
 from raysseg.functional.constants import PADDING, UNLABELLED
 from raysseg.functional.label_inference import predicted_classes
-from raysseg.functional.policy_search import agreement, image_traits, pair_counts
+from raysseg.functional.policy_search import class_overlap, estimated_overlap, image_traits, pair_counts
 from raysseg.segmenters import Segmenter, SegmenterDecoder, upsample_logits
 
 
@@ -32,12 +33,16 @@ class Outcome:
     """What a rehearsed stage came to.
 
     Args:
-        agreement: the return, in [0, 1].
+        overlap: the return, in [0, 1].
+        agreement: mean over classes of the overlap between both networks, in [0, 1].
+        on_strokes: mean over classes of their overlap with strokes that neither learned from, in [0, 1].
         labelled_share: of the images' pixels.
         miou: of both networks on the images that were left out, their mean, where there is ground truth; never used for training.
     """
 
+    overlap: float
     agreement: float
+    on_strokes: float
     labelled_share: float
     miou: float | None
 
@@ -111,15 +116,26 @@ class Rehearsal:
         order = torch.tensor(generator(seed, "rehearsal", fold).permutation(count), device=labels.device)
         learned, predicted = order[left_out:], order[:left_out]
         first, second = (self._predict(self._learn(labels, learned, seed, one), predicted) for one in range(2))
-        inside = self.scribbles[predicted] != PADDING
-        counts = pair_counts(first, second, inside, self.builder.num_classes)
+        strokes, num_classes = self.scribbles[predicted], self.builder.num_classes
+        drawn = strokes < PADDING
+        pair = pair_counts(first, second, strokes != PADDING, num_classes)
+        on_strokes = pair_counts(first, second, drawn, num_classes)
+        known = torch.where(drawn, strokes, 0)
+        judged = sum(pair_counts(known, one, drawn, num_classes) for one in (first, second))
+        assert isinstance(judged, torch.Tensor)
         miou = None
         if self.truth is not None:
             truth = self.truth[predicted]
             matrices = (confusion_matrix(one, truth, self.builder.num_classes) for one in (first, second))
             miou = float(np.mean([Scores.from_confusion(matrix).miou for matrix in matrices]))
         labelled = (labels < PADDING).sum() / (labels != PADDING).sum()
-        return Outcome(agreement=float(agreement(counts, self.present)), labelled_share=float(labelled), miou=miou)
+        return Outcome(
+            overlap=float(estimated_overlap(pair, on_strokes, judged, self.present)),
+            agreement=float(class_overlap(pair)[self.present].mean()),
+            on_strokes=float(class_overlap(judged)[self.present].mean()),
+            labelled_share=float(labelled),
+            miou=miou,
+        )
 
     def _infer(self, policy: Policy, centre: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """Returns M^{t+1} of all images, uint8 `[N, H, W]`."""

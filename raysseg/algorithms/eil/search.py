@@ -58,7 +58,7 @@ class PolicySearch:
         shared = int(draw_seeds(seed, "rehearsal", stage, number, count=1)[0])
         context = {**self._context(stage), "seed": shared, "fold": number, "centre": self.centre}
         outcomes = self._algorithm.map_runners("rehearse", [{"parameters": one, "context": context} for one in drawn])
-        returns = np.array([outcome.agreement for outcome in outcomes])
+        returns = np.array([outcome.overlap for outcome in outcomes])
         own.best = drawn[returns.argmax()]
         moved = follow_elites(
             torch.tensor(drawn),
@@ -77,6 +77,8 @@ class PolicySearch:
             "reward_of_mean_policy": float(returns[0]),
             "reward_best": float(returns.max()),
             "returns": returns.tolist(),
+            "agreements": [outcome.agreement for outcome in outcomes],
+            "overlaps_with_strokes": [outcome.on_strokes for outcome in outcomes],
             "rehearsed_shares": [outcome.labelled_share for outcome in outcomes],
             "policy_mean": own.mean.tolist(),
             "policy_std": own.std.tolist(),
