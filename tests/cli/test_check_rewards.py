@@ -47,3 +47,19 @@ def test_the_table_is_printed_and_written(
     assert "windw" in refused(*words, "--set", "eil.windw=3")
     assert "ends in '.txt'" in refused(*words, "--out", "table.txt")
     assert "has no config.yaml" in refused("check-rewards", tmp_path)
+
+
+def test_constant_policies_are_rehearsed(pretraining: Path, command: Command, refused: Refused, tmp_path: Path) -> None:
+    words = ("check-rewards", pretraining, "--images", 4, "--rehearse", 2, "--out", tmp_path / "rehearsed.json")
+    options = ("--set", "eil.population.updates=2", "--set", "eil.population.windows=[5,image]")
+    outcome = command(*words, *options)
+    assert outcome.status == 0, outcome
+    record = json.loads((tmp_path / "rehearsed.json").read_text())
+    rows = {row["name"]: row for row in record["policies"]}
+    assert len(rows) == 11
+    assert set(record["correlations"]) == {"overlap", "agreement", "on_strokes", "labelled_share"}
+    assert all(name in outcome.out for name in ("nothing", "0.7, window 5", "0.98, window image", "true mIoU"))
+    shares = [rows[name]["labelled_share"] for name in ("nothing", "0.98, window 5", "0, window 5", "0, window image")]
+    assert shares == sorted(shares)
+    assert shares[0] < shares[-1]
+    assert "elites is 3 but size is 2" in refused(*words, "--set", "eil.population.size=2")

@@ -104,7 +104,11 @@ class PopulationSettings(Settings):
     )
     images: int = Field(64, ge=4, description="[R] training images that a rehearsal holds the encoder's maps of")
     held_out: float = Field(0.25, gt=0, lt=1, description="[R] share of them that is only predicted")
-    updates: int = Field(40, ge=1, description="[R] decoder updates of each of the two networks in a rehearsal")
+    networks: Literal["fresh", "teacher"] = Field(
+        "fresh",
+        description="[R] what a rehearsal's two decoders start as: drawn anew, each its own, or both the teacher's",
+    )
+    updates: int = Field(100, ge=1, description="[R] decoder updates of each of the two networks in a rehearsal")
     start: str | None = Field(
         None, description="[R] a policy.json of another run, whose distribution the search starts from"
     )

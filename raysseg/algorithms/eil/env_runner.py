@@ -259,7 +259,6 @@ class EILEnvRunner(SegmentationEnvRunner):
                 self.segmenter.teacher,
                 torch.as_tensor(context["rows"], device=self.device),
                 version=context["label_version"],
-                stage=context["stage"],
                 truth=context["truth"],
             )
             self._rehearsal = (place, rehearsal)

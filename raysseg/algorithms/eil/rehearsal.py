@@ -1,7 +1,7 @@
 """One stage played on cached features: what a policy's label maps are worth to decoders that learn from them.
 
 A stage is long and coverage pays only at its end, so a policy is paid for all of it. The encoder stands still and its maps are
-held, so that only decoders are trained: two, from the same start, on the policy's label maps of some images, in two orders.
+held, so that only decoders are trained: two, on the policy's label maps of some images, in two orders.
 The return is an estimate of their overlap with the truth on images that neither was trained on, from how far they agree with each
 other there and with the strokes. See `functional.estimated_overlap`.
 """
@@ -20,12 +20,13 @@ from raysseg.algorithms.eil.policy import Policy
 from raysseg.algorithms.eil.state import StateBuilder
 from raysseg.core.schedules import build_optimiser, schedule_factor, set_learning_rate
 from raysseg.core.seeding import generator
+from raysseg.errors import InputError
 from raysseg.evaluation import Scores, confusion_matrix
 from raysseg.functional.class_balance import class_weights, label_mass
 from raysseg.functional.constants import PADDING, UNLABELLED
 from raysseg.functional.label_inference import predicted_classes
 from raysseg.functional.policy_search import class_overlap, estimated_overlap, image_traits, pair_counts
-from raysseg.segmenters import Segmenter, SegmenterDecoder, upsample_logits
+from raysseg.segmenters import Segmenter, SegmenterDecoder, build_segmenter, upsample_logits
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +72,10 @@ class Rehearsal:
         segmenter: the teacher, which policies are judged from.
         rows: int64 `[N]` of the training split.
         version: label version of M.
-        stage: t + 1 in 1…T.
         truth: whether training images have ground truth.
+
+    Raises:
+        InputError: there is only one image.
     """
 
     def __init__(
@@ -82,10 +85,13 @@ class Rehearsal:
         rows: torch.Tensor,
         *,
         version: int,
-        stage: int,
         truth: bool,
     ) -> None:
-        self.builder, self.stage = builder, stage
+        if len(rows) < 2:
+            raise InputError(
+                f"A stage cannot be rehearsed on {len(rows)} training image: expected 2 or more, of which one is left out."
+            )
+        self.builder = builder
         self.settings: EILSettings = builder.settings
         self.decoder = segmenter.decoder
         batch = self.settings.engine.inference_batch_size
@@ -149,12 +155,12 @@ class Rehearsal:
         """Returns a decoder after learning from the label maps of some images."""
         training, population = self.settings.training, self.settings.eil.population
         with torch.inference_mode(False), torch.enable_grad():
-            decoder = copy.deepcopy(self.decoder).requires_grad_(True)
-            decoder.train()
-            rate = training.refine_learning_rate or training.optimiser.learning_rate
-            optimiser = build_optimiser(training.optimiser, [{"params": list(decoder.parameters())}])
             draw = generator(seed, "rehearsal-order", member)
             torch.manual_seed(int(draw.integers(2**62)))
+            decoder, rate = self._start()
+            # Batch normalisation needs two images, so one alone uses its statistics.
+            decoder.train(min(training.batch_size, len(rows)) > 1)
+            optimiser = build_optimiser(training.optimiser, [{"params": list(decoder.parameters())}])
             weight = self._class_weight(labels[rows])
             for update in range(population.updates):
                 factor = schedule_factor(training.optimiser, update / population.updates)
@@ -168,6 +174,18 @@ class Rehearsal:
                     torch.nn.utils.clip_grad_norm_(decoder.parameters(), training.optimiser.clip_norm)
                 optimiser.step()
         return decoder.eval()
+
+    def _start(self) -> tuple[SegmenterDecoder, float]:
+        """Returns a decoder to be trained and its encoder's learning rate: that of pre-training where it starts anew."""
+        training = self.settings.training
+        if self.settings.eil.population.networks == "fresh":
+            settings = self.settings.segmenter.model_copy(update={"weights": "none"})
+            decoder = build_segmenter(settings, self.builder.num_classes).decoder.to(self.labels.device)
+            rate = training.optimiser.learning_rate
+        else:
+            decoder = copy.deepcopy(self.decoder).requires_grad_(True)
+            rate = training.refine_learning_rate or training.optimiser.learning_rate
+        return decoder, rate
 
     def _draw_crop(self, draw: np.random.Generator) -> Crop | None:
         """Returns a place of the size that training crops to, in whole cells of the coarsest map; None: the whole images."""

@@ -124,6 +124,50 @@ def _mean_correlation(x: np.ndarray, y: np.ndarray) -> float:
     return float(((x * y).sum(1)[varies] / lengths[varies]).mean()) if varies.any() else float("nan")
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FrozenStates:
+    """What a finished variant left and what its training images are seen with.
+
+    Args:
+        builder: makes states.
+        segmenter: of the variant.
+        rows: drawn training images, int64 `[N]`, ascending.
+    """
+
+    builder: StateBuilder
+    segmenter: Segmenter
+    rows: torch.Tensor
+
+    @classmethod
+    def open(cls, folder: Path, options: dict[str, Any], *, images: int) -> FrozenStates:
+        """Reads a variant of EIL.
+
+        Args:
+            folder: the variant's, or that of a run's pre-training (`…/pretrain/seed-<s>`).
+            options: of EIL, in place of those it was trained with.
+            images: how many are drawn; all where there are fewer.
+
+        Raises:
+            InputError: the folder is no variant of EIL, or an option is unknown or does not fit.
+        """
+        variant = load_variant(folder)
+        if not isinstance(variant.settings, EILSettings):
+            raise InputError(f"{folder} was trained with '{variant.settings.method}', but rewards are EIL's.")
+        values = variant.settings.model_dump()
+        set_options(values, "eil", {"stages": max(1, variant.settings.eil.stages), **options})
+        settings = load_settings(EILSettings, values, where="check-rewards")
+        if settings.eil.action == "mask":
+            raise InputError("The action 'mask' has no thresholds to draw; check rewards with another eil.action.")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        workspace = Workspace(settings, variant.store().uri, str(variant.folder / "labels"), device)
+        everyone = draw_order(settings.seed, "check-rewards", count=len(workspace.train.keys))
+        return cls(
+            builder=StateBuilder(workspace, settings),
+            segmenter=variant.segmenter.to(device).eval(),
+            rows=torch.tensor(np.sort(everyone[:images]), dtype=torch.int64, device=device),
+        )
+
+
 @torch.inference_mode()
 def play(
     builder: StateBuilder,
@@ -202,32 +246,31 @@ def check_rewards(
     Raises:
         InputError: the folder is no variant of EIL, an option or a reward is unknown, or an image has no ground truth.
     """
-    variant = load_variant(folder)
-    if not isinstance(variant.settings, EILSettings):
-        raise InputError(f"{folder} was trained with '{variant.settings.method}', but rewards are EIL's.")
-    values = variant.settings.model_dump()
-    set_options(values, "eil", {"policy": "fixed", "stages": max(1, variant.settings.eil.stages), **options})
-    settings = load_settings(EILSettings, values, where="check-rewards")
-    if settings.eil.action == "mask":
-        raise InputError("The action 'mask' has no thresholds to draw; check rewards with another eil.action.")
+    states = FrozenStates.open(folder, {"policy": "fixed", **options}, images=images)
+    settings = states.builder.settings
+    values = settings.model_dump()
     chosen = tuple(rewards) or tuple(key for key in REWARDS if key != "held_out" or settings.eil.virtual_steps > 0)
     for key in chosen:
         if key not in REWARDS:
             raise InputError(f"Unknown reward '{key}', expected one of {', '.join(REWARDS)}.")
         # Settings refuse a reward that cannot act under them.
         load_settings(EILSettings, {**values, "eil": {**values["eil"], "reward": key}}, where="check-rewards")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    workspace = Workspace(settings, variant.store().uri, str(variant.folder / "labels"), device)
-    builder, segmenter = StateBuilder(workspace, settings), variant.segmenter.to(device).eval()
-    everyone = draw_order(settings.seed, "check-rewards", count=len(workspace.train.keys))
-    order = torch.tensor(np.sort(everyone[:images]), dtype=torch.int64, device=device)
-    seeds = torch.tensor(draw_seeds(settings.seed, "check-rewards", count=len(order)), device=device)
+    seeds = torch.tensor(draw_seeds(settings.seed, "check-rewards", count=len(states.rows)), device=states.rows.device)
     parts, done = [], 0
-    show(0, len(order))
-    for part in torch.arange(len(order), device=device).split(settings.engine.inference_batch_size):
+    show(0, len(seeds))
+    for part in torch.arange(len(seeds), device=seeds.device).split(settings.engine.inference_batch_size):
         parts.append(
-            play(builder, segmenter, order[part], seeds[part], stage=1, version=0, drawn=drawn, rewards=chosen)
+            play(
+                states.builder,
+                states.segmenter,
+                states.rows[part],
+                seeds[part],
+                stage=1,
+                version=0,
+                drawn=drawn,
+                rewards=chosen,
+            )
         )
         done += len(part)
-        show(done, len(order))
+        show(done, len(seeds))
     return Played.join(parts).rows()
