@@ -10,7 +10,7 @@ import pytest
 import torch
 from algorithms.tiny_eil import IMAGES, Bench, maps_of
 
-from raysseg.algorithms.eil.rewards import paper_reward
+from raysseg.algorithms.eil.rewards import Transition, paper_reward
 from raysseg.data.codec import decode_map
 from raysseg.functional.random import mix, uniform
 
@@ -150,8 +150,12 @@ def test_greedy_takes_the_best_of_its_candidates(bench: MakeBench) -> None:
         batch = one.infer()
         state = one.runner.workspace_state(torch.arange(IMAGES), 0)
         actions = torch.tensor(batch.column("action").to_pylist())
-        following = one.builder.advance(one.runner.segmenter.teacher, state, one.builder.infer(state, actions, 1))
-        rewards = paper_reward(state, following, one.settings.eil).reward
+        teacher = one.runner.segmenter.teacher
+        following = one.builder.advance(teacher, state, one.builder.infer(state, actions, 1))
+        seeds = torch.zeros(IMAGES, dtype=torch.int64)
+        rewards = paper_reward(
+            Transition(builder=one.builder, segmenter=teacher, state=state, following=following, seeds=seeds)
+        ).reward
         values[count] = np.array(batch.column("value").to_pylist())
         np.testing.assert_allclose(values[count], rewards.numpy(), atol=1e-5)
         accepted = np.array(batch.column("accepted").to_pylist())
