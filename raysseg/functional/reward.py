@@ -7,6 +7,7 @@ Every sum runs over pixels that carry a class; unlabelled (255) and padding (254
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -248,13 +249,24 @@ def contrastive_reward(
         InputError: where the shapes do not fit, or for another distance.
     Source: EIL, Eq. 12; the split into parts is a reconstruction.
     """
-    given, features = features, features.float()
-    value, _ = reliability(features, counts, delta=delta, distance=distance)
-    between, _ = reliability(features, next_counts, delta=delta, distance=distance)
+
+    def value_of(one: Tensor, labels: Tensor) -> Tensor:
+        return reliability(one, labels, delta=delta, distance=distance)[0]
+
+    return _change(value_of, features, counts, next_features, next_counts)
+
+
+def _change(
+    value_of: Callable[[Tensor, Tensor], Tensor],
+    features: Tensor,
+    counts: Tensor,
+    next_features: Tensor,
+    next_counts: Tensor,
+) -> ContrastiveReward:
+    """The change of a value of (F, M), and what labels and features have in it."""
+    value, between = value_of(features, counts), value_of(features, next_counts)
     # A segmenter that stood still hands the same tensor on, whose value is known already.
-    next_value = between
-    if next_features is not given:
-        next_value, _ = reliability(next_features, next_counts, delta=delta, distance=distance)
+    next_value = between if next_features is features else value_of(next_features, next_counts)
     return ContrastiveReward(
         reward=next_value - value,
         relabelling=between - value,
@@ -300,15 +312,4 @@ def summed_reward(
         scores = pixel_reliability(one, centres, present, delta=delta, distance=distance)
         return ((2.0 * scores - 1.0) * labels).flatten(1).sum(dim=1) / pixels
 
-    value, between, next_value = (
-        total(features, counts),
-        total(features, next_counts),
-        total(next_features, next_counts),
-    )
-    return ContrastiveReward(
-        reward=next_value - value,
-        relabelling=between - value,
-        features=next_value - between,
-        value=value,
-        next_value=next_value,
-    )
+    return _change(total, features, counts, next_features, next_counts)

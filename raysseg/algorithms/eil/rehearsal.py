@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -96,11 +97,11 @@ class Rehearsal:
         self.decoder = segmenter.decoder
         batch = self.settings.engine.inference_batch_size
         states = [builder.observe(segmenter, part, version) for part in rows.split(batch)]
-        self.encoded = [torch.cat(maps) for maps in zip(*(state.encoded for state in states), strict=True)]
-        self.labels = torch.cat([state.labels for state in states])
-        self.scribbles = torch.cat([state.scribbles for state in states])
-        self.classes = torch.cat([state.classes for state in states])
-        self.confidence = torch.cat([state.confidence for state in states])
+        self.encoded = [_join(maps, 0) for maps in zip(*(state.encoded for state in states), strict=True)]
+        self.labels = _join([state.labels for state in states], PADDING)
+        self.scribbles = _join([state.scribbles for state in states], PADDING)
+        self.classes = _join([state.classes for state in states], 0)
+        self.confidence = _join([state.confidence for state in states], 0)
         self.truth = builder.workspace.train.labels(rows, -1) if truth else None
         self.traits = image_traits(self.confidence, self.labels)
         self.present = torch.bincount(self.scribbles.flatten().long(), minlength=256)[: builder.num_classes] > 0
@@ -252,3 +253,11 @@ class Rehearsal:
                 output = decoder([maps[part] for maps in self.encoded], size)
             parts.append(predicted_classes(upsample_logits(output.logits, size)))
         return torch.cat(parts)
+
+
+def _join(parts: Sequence[torch.Tensor], padding: int) -> torch.Tensor:
+    """Puts batches `[b, …, h, w]` together, each padded at the right and at the bottom to the largest h and w."""
+    height, width = (max(part.shape[side] for part in parts) for side in (-2, -1))
+    return torch.cat(
+        [F.pad(part, (0, width - part.shape[-1], 0, height - part.shape[-2]), value=padding) for part in parts]
+    )
