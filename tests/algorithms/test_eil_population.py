@@ -13,6 +13,7 @@ import torch
 from algorithms.tiny_eil import Bench, build, maps_of, play, settings_of
 
 from raysseg.algorithms.eil.policy import Policy, PolicyDistribution
+from raysseg.algorithms.eil.rehearsal import _join
 from raysseg.errors import InputError
 from raysseg.functional import UNLABELLED, class_overlap, estimated_overlap, pair_counts
 
@@ -176,6 +177,15 @@ def test_crops_are_the_same_place_in_every_map(bench: Callable[..., Bench], cont
         part = crop.of(pixel[..., ::cell, ::cell], (48, 48))
         assert part[0, 0, 0, 0] == pixel[0, 0, crop.top, crop.left]
         assert part.shape[-2:] == (crop.height // cell, crop.width // cell)
+
+
+def test_batches_of_different_sizes_are_padded_to_the_largest() -> None:
+    wide, high = torch.ones(2, 3, 2, 5), torch.full((1, 3, 4, 2), 2.0)
+    joined = _join([wide, high], 0)
+    assert joined.shape == (3, 3, 4, 5)
+    assert torch.equal(joined[:2, :, :2], wide)
+    assert torch.equal(joined[2:, :, :, :2], high)
+    assert joined.sum() == wide.sum() + high.sum()
 
 
 def test_a_run_searches_infers_and_leaves_its_policy(trained: Train, tmp_path: Path) -> None:
