@@ -20,6 +20,9 @@ from raysseg.cli.progress import Progress
 from raysseg.core.metrics_writer import write_atomically
 from raysseg.errors import InputError
 
+SECTIONS = ("eil.", "training.")
+"""What may be set: the rest of a variant is what its segmenter was trained with."""
+
 COLUMNS = {
     "reward": "reward",
     "within": "corr within",
@@ -42,7 +45,9 @@ def check_rewards_command(
     override: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="Replace one option of EIL (eil.window=image); may be repeated."
+            "--set",
+            metavar="KEY=VALUE",
+            help="Replace one option of EIL (eil.window=image) or of training (training.self_training.weight=1); may be repeated.",
         ),
     ] = None,
     rewards: Annotated[str | None, typer.Option(help="Only these rewards, separated by commas.")] = None,
@@ -114,17 +119,17 @@ def _rehearse(variant: Path, options: dict[str, Any], images: int, folds: int, o
 
 
 def _options(overrides: list[str]) -> dict[str, Any]:
-    """Reads `eil.key=value` overrides into the section's values. Raises `InputError` for any other key."""
+    """Reads `eil.key=value` and `training.key=value` overrides by section. Raises `InputError` for any other key."""
     values: dict[str, Any] = {}
     for override in overrides:
         key, equals, raw = override.partition("=")
-        if not equals or not key.startswith("eil."):
-            raise InputError(f"--set takes eil.key=value here, not '{override}'.")
+        if not equals or not key.startswith(SECTIONS):
+            raise InputError(f"--set takes eil.key=value or training.key=value here, not '{override}'.")
         try:
             set_value(values, key, yaml.safe_load(raw))
         except yaml.YAMLError:
             raise InputError(f"--set {override}: the value is not YAML.") from None
-    return dict(values.get("eil", {}))
+    return values
 
 
 def _plain(row: RewardRow) -> dict[str, Any]:

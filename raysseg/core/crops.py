@@ -10,8 +10,8 @@ from raysseg.data.batches import DeviceDataset
 
 
 def read_crops(
-    data: DeviceDataset, rows: Tensor, seeds: Tensor, training: TrainingSettings, version: int
-) -> tuple[Tensor, Tensor]:
+    data: DeviceDataset, rows: Tensor, seeds: Tensor, training: TrainingSettings, *versions: int
+) -> tuple[Tensor, ...]:
     """Reads and augments samples; a crop is a function of its sample and seed alone.
 
     Args:
@@ -19,11 +19,11 @@ def read_crops(
         rows: int64 `[B]`.
         seeds: int64 `[B]`, of the augmentation.
         training: augmentation, and where crops lie.
-        version: label version.
+        versions: label versions; crops that lie around a labelled pixel look at the first.
 
     Returns:
-        images float32 `[B, 3, h, w]`, ImageNet-normalised, and labels uint8 `[B, h, w]`, 255 unlabelled and 254 beside an image,
-        both on the split's device.
+        images float32 `[B, 3, h, w]`, ImageNet-normalised, and for each version labels uint8 `[B, h, w]`, 255 unlabelled and 254
+        beside an image, all on the split's device.
 
     Raises:
         InputError: an unknown row or version.
@@ -31,8 +31,8 @@ def read_crops(
     Source: EIL, implementation details (the ranges); reconstruction.
     """
     images, sizes = data.images(rows)
-    labels = data.labels(rows, version)
-    shown = draw_labelled_pixels(labels, seeds) if training.crop_place == "labelled" else None
+    labels = [data.labels(rows, version) for version in versions]
+    shown = draw_labelled_pixels(labels[0], seeds) if training.crop_place == "labelled" else None
     augmentation = training.augmentation
     geometry = draw_geometry(sizes, seeds, augmentation, output_size=augmentation.crop or data.canvas, shown=shown)
-    return normalise(warp_images(images, sizes, geometry)), warp_labels(labels, sizes, geometry)
+    return normalise(warp_images(images, sizes, geometry)), *(warp_labels(one, sizes, geometry) for one in labels)

@@ -15,20 +15,18 @@ import torch
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from torch import nn
 
-from raysseg.core.crops import read_crops
 from raysseg.core.modules import SEGMENTER, SegmenterModule
 from raysseg.core.parallel import Learners, RowsOfBatch
-from raysseg.core.prefetch import Prefetcher, to_device
+from raysseg.core.prefetch import Prefetcher
 from raysseg.core.schedules import build_optimiser, schedule_factor, set_learning_rate
 from raysseg.core.seeding import generator
-from raysseg.core.segmenter_loss import SegmenterBatch, SegmenterLoss, count_pixels, teach
+from raysseg.core.segmenter_batch import SegmenterBatch, read_segmenter_batch
+from raysseg.core.segmenter_loss import ClassWeights, SegmenterLoss, Totals, count_pixels, teach
 from raysseg.core.weights import PackedWeights, pack_weights
 from raysseg.core.work import LearnerWork, Minibatch, Share
 from raysseg.core.workspace import Workspace
-from raysseg.data.photometric import vary_colours
 from raysseg.errors import NonFiniteError
 from raysseg.functional.class_balance import class_weights
-from raysseg.functional.constants import PADDING, UNLABELLED
 from raysseg.segmenters import update_teacher
 
 
@@ -65,7 +63,7 @@ class SegmentationLearner(TorchLearner):
         super().build()
         self.workspace = Workspace(config.settings, config.store_uri, config.labels_uri, self._device)
         self.prefetch: Prefetcher[Preparation, Any] = Prefetcher(self._prepare, engine.prefetch, self._device)
-        self._class_weights: tuple[int, torch.Tensor, torch.Tensor] | None = None
+        self._class_weights: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._last_end = time.perf_counter()
 
     def shutdown(self) -> None:
@@ -274,7 +272,12 @@ class SegmentationLearner(TorchLearner):
             NonFiniteError: with the keys of the first minibatch whose loss is not finite.
         """
         training, optimiser = self.settings.training, self.get_optimizer(SEGMENTER, "segmenter")
-        module, weight, rate = self._segmenter_module(), self._class_weight(version, rows), 0.0
+        apart = training.tells_inferred_apart(version, self_training=self_training)
+        weights = ClassWeights(
+            labels=self._class_weight(0 if apart else version, rows),
+            inferred=self._class_weight(version, rows) if apart else None,
+        )
+        module, rate = self._segmenter_module(), 0.0
         minibatches = work.own_minibatches()
         kind = "self_training" if self_training else "segmenter"
         batches = self.prefetch.each(
@@ -285,9 +288,9 @@ class SegmentationLearner(TorchLearner):
             batch = self.learners.agree(lambda: next(batches))
             rate = learning_rate * schedule_factor(training.optimiser, (first_update + index) / max(1, total_updates))
             set_learning_rate(optimiser, rate)
-            loss, loss_of = self._step_segmenter(module, one.share, batch, weight, seed, first_update + index)
+            loss, loss_of = self._step_segmenter(module, one.share, batch, weights, seed, first_update + index)
             losses.append(loss if one.share.is_split else loss / self.learners.world)
-            counts.append(loss_of.totals)
+            counts.append(torch.stack(loss_of.totals))
             if self_training:
                 taught = torch.stack(loss_of.taught).sum()
                 lessons.append(taught if one.share.is_split else taught / self.learners.world)
@@ -298,15 +301,15 @@ class SegmentationLearner(TorchLearner):
         if not all(finite):
             bad = finite.index(False)
             self._refuse(minibatches[bad], f"update {first_update + bad} (label version {version})", values[bad].item())
-        totals = torch.stack(counts).sum(0).tolist()
+        totals = Totals(*torch.stack(counts).sum(0).tolist())
         numbers = {
             "loss": values.mean().item(),
             "learning_rate": rate,
-            "labelled_pixels": totals[0] / sum(one.share.total for one in minibatches),
+            "labelled_pixels": totals.labelled / sum(one.share.total for one in minibatches),
         }
         if self_training:
             numbers["self_training_loss"] = self.learners.sum(torch.stack(lessons).float()).mean().item()
-            numbers["self_training_share"] = totals[2] / max(1.0, totals[3])
+            numbers["self_training_share"] = totals.taught / max(1.0, totals.inside)
         return numbers
 
     def _refuse(self, minibatch: Minibatch, where: str, loss: float) -> None:
@@ -321,8 +324,7 @@ class SegmentationLearner(TorchLearner):
         Args:
             preparation: records with the columns `row` and `seed`, and the label version.
         """
-        images, labels, _ = self._read(preparation)
-        return SegmenterBatch(images=images, target=torch.where(labels == PADDING, UNLABELLED, labels).long())
+        return self._read_batch(preparation, self_training=False)
 
     def prepare_self_training(self, preparation: Preparation) -> SegmenterBatch:
         """Reads and augments images and label maps, and varies what the student sees of them.
@@ -330,28 +332,25 @@ class SegmentationLearner(TorchLearner):
         Args:
             preparation: as for `prepare_segmenter`.
         """
-        crops, labels, seeds = self._read(preparation)
-        return SegmenterBatch(
-            images=vary_colours(crops, seeds, self.settings.training.self_training.student_view),
-            target=torch.where(labels == PADDING, UNLABELLED, labels).long(),
-            crops=crops,
-            inside=labels != PADDING,
-        )
+        return self._read_batch(preparation, self_training=True)
 
-    def _read(self, preparation: Preparation) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Returns crops, their label maps and seeds; see `read_crops`."""
-        rows = torch.tensor(np.asarray(preparation.records.column("row")), dtype=torch.int64)
-        seeds = to_device(np.asarray(preparation.records.column("seed")), self._device)
+    def _read_batch(self, preparation: Preparation, *, self_training: bool) -> SegmenterBatch:
         assert preparation.version is not None
-        data, training = self.workspace.train, self.settings.training
-        return *read_crops(data, rows, seeds, training, preparation.version), seeds
+        return read_segmenter_batch(
+            self.workspace.train,
+            preparation.records,
+            preparation.version,
+            self.settings.training,
+            self.workspace.num_classes,
+            self_training=self_training,
+        )
 
     def _step_segmenter(
         self,
         module: SegmenterModule,
         share: Share,
         batch: SegmenterBatch,
-        weight: torch.Tensor | None,
+        weights: ClassWeights,
         seed: int,
         update: int,
     ) -> tuple[torch.Tensor, SegmenterLoss]:
@@ -360,11 +359,18 @@ class SegmentationLearner(TorchLearner):
         BatchNorm needs two images, so one alone uses its statistics.
         """
         training, autocast, lesson = self.settings.training, self.workspace.autocast, None
+        pieces = [rows for _, rows in self._pieces(share)]
         if batch.crops is not None:
-            pieces = [rows for _, rows in self._pieces(share)]
-            lesson = teach(module.teacher, batch, pieces, autocast, training.self_training)
-        totals = self.learners.sum(count_pixels(batch, weight, lesson), share)
-        loss_of = SegmenterLoss(batch=batch, class_weight=weight, totals=totals, autocast=autocast, lesson=lesson)
+            lesson = teach(module.teacher, batch, pieces, autocast, training.self_training, weights.labels)
+        totals = self.learners.sum(count_pixels(batch, weights, lesson, pieces), share)
+        loss_of = SegmenterLoss(
+            batch=batch,
+            weights=weights,
+            totals=Totals(*totals),
+            autocast=autocast,
+            inferred_weight=(training.inferred_weight or 0.0) if batch.inferred is not None else 0.0,
+            lesson=lesson,
+        )
         module.online.train(share.total > 1)
         optimiser, clip_norm = self.get_optimizer(SEGMENTER, "segmenter"), training.optimiser.clip_norm
         own_seed = int(generator(seed, "dropout", update).integers(2**62))
@@ -379,12 +385,14 @@ class SegmentationLearner(TorchLearner):
         if power == 0.0:
             return None
         counted = torch.arange(len(self.workspace.train.keys)) if rows is None else torch.tensor(rows)
-        if self._class_weights is None or not (
-            self._class_weights[0] == version and torch.equal(self._class_weights[1], counted)
-        ):
+        known = self._class_weights.get(version)
+        if known is None or not torch.equal(known[0], counted):
             counts = self.prefetch.now(lambda: self._count_classes(version, counted))
-            self._class_weights = (version, counted, class_weights(counts, power))
-        return self._class_weights[2]
+            # Of the versions of earlier stages nothing is asked again.
+            kept = {number: one for number, one in self._class_weights.items() if number == 0}
+            known = (counted, class_weights(counts, power))
+            self._class_weights = {**kept, version: known}
+        return known[1]
 
     def _count_classes(self, version: int, rows: torch.Tensor) -> torch.Tensor:
         """Counts the pixels of each class in rows of the training split under a label version, float64 `[K]`."""

@@ -34,13 +34,25 @@ class SelfTrainingSettings(Settings):
     confidence: float = Field(
         0.0, ge=0, le=1, description="[R] pixels whose largest probability of the teacher is below do not count"
     )
+    pixels: Literal["unlabelled", "inferred"] = Field(
+        "unlabelled",
+        description="[R] what learns from the teacher: pixels without a label; or those whose label was inferred, in place of it "
+        "(soft labels)",
+    )
+    classes: Literal["all", "labelled"] = Field(
+        "all",
+        description="[R] what the teacher may speak of: all classes, or those of the image's label map (Eq. 2, window: the image)",
+    )
+    class_balanced: bool = Field(
+        False, description="[R] weigh classes as the labels' loss does, by training.class_balance_power"
+    )
     student_view: PhotometricSettings = Field(
         PhotometricSettings(), description="[R] how the crops that the student sees differ from the teacher's"
     )
 
     @model_validator(mode="after")
     def _weight_first(self) -> SelfTrainingSettings:
-        for name in ("confidence", "student_view"):
+        for name in ("confidence", "pixels", "classes", "class_balanced", "student_view"):
             if self.weight == 0 and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} is set but weight is 0, where it has no effect")
         return self
@@ -73,6 +85,12 @@ class TrainingSettings(Settings):
         le=1,
         description="[R] class weights are (share of the class)^-power, mean 1; 0 is the paper's plain loss",
     )
+    inferred_weight: float | None = Field(
+        None,
+        ge=0,
+        description="[P] none: Eq. 14, one mean over all labels; [R] else scribbles and inferred labels have a mean each, with "
+        "class weights of their own, and this weighs the latter",
+    )
     teacher_momentum: float = Field(0.9, ge=0, lt=1, description="[R] momentum of the moving average of segmenters")
     teacher_interval: Literal["epoch", "update"] = Field("epoch", description="[P] 'of previous epochs'")
     self_training: SelfTrainingSettings = Field(
@@ -81,6 +99,25 @@ class TrainingSettings(Settings):
     pretrained: str | None = Field(
         None, description="folder with online.safetensors and teacher.safetensors; replaces pre-training"
     )
+
+    def tells_inferred_apart(self, version: int, *, self_training: bool) -> bool:
+        """Whether inferred labels of a version are not learned as scribbles are."""
+        soft = self_training and self.self_training.pixels == "inferred"
+        return version > 0 and (soft or self.inferred_weight is not None)
+
+    @model_validator(mode="after")
+    def _one_use_of_inferred_labels(self) -> TrainingSettings:
+        if self.inferred_weight is not None and self.self_training.pixels == "inferred":
+            raise ValueError(
+                "inferred_weight has no effect where self_training.pixels is 'inferred': the teacher speaks in place of the labels"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _classes_to_balance(self) -> TrainingSettings:
+        if self.self_training.class_balanced and self.class_balance_power == 0:
+            raise ValueError("self_training.class_balanced weighs classes by class_balance_power, which is 0")
+        return self
 
     @model_validator(mode="after")
     def _a_crop_to_place(self) -> TrainingSettings:

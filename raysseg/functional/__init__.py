@@ -3,6 +3,7 @@
 from raysseg.functional.acquisition import BaldSums, add_bald_pass, bald_map, follow_direction, greedy_cover, margin_map
 from raysseg.functional.box_mean import box_mean
 from raysseg.functional.class_balance import class_weights, label_mass
+from raysseg.functional.class_presence import only_classes, present_classes
 from raysseg.functional.constants import MAX_CLASSES, PADDING, UNLABELLED
 from raysseg.functional.context_reward import context_rewards, improvement
 from raysseg.functional.counting import count_indices
@@ -120,6 +121,7 @@ __all__ = [
     "moving_average",
     "n_step_advantages",
     "normal",
+    "only_classes",
     "operator_planes",
     "pair_counts",
     "pixel_reliability",
@@ -127,6 +129,7 @@ __all__ = [
     "policy_thresholds",
     "pooled_entropies",
     "predicted_classes",
+    "present_classes",
     "q_loss",
     "quantiles_from_histogram",
     "region_means",

@@ -48,6 +48,10 @@ class TestEIL(MethodTester):
         ({"eil__action": "mask"}, "fusion must be 'planes'"),
         ({"eil__action": "mask", "eil__policy": "fixed"}, "decided per pixel"),
         ({"training__batch_size": 0}, r"training\.batch_size"),
+        (
+            {"eil__policy": "none", "training__inferred_weight": 1.0},
+            "no effect with the policy 'none', which infers no labels",
+        ),
         ({"training__self_training": {"confidence": 0.5}}, "confidence is set but weight is 0, where it has no effect"),
         ({"data__scribbles": "none"}, "starts from scribbles"),
         ({"engine__num_learners": 1}, "remote actor"),

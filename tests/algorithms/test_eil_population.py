@@ -14,8 +14,10 @@ from algorithms.tiny_eil import Bench, build, maps_of, play, settings_of
 
 from raysseg.algorithms.eil.policy import Policy, PolicyDistribution
 from raysseg.algorithms.eil.rehearsal import _join
+from raysseg.core.segmenter_loss import ClassWeights
 from raysseg.errors import InputError
 from raysseg.functional import UNLABELLED, class_overlap, estimated_overlap, pair_counts
+from raysseg.segmenters import upsample_logits
 
 Train = Callable[..., tuple[Any, list[dict[str, Any]]]]
 SMALL = {
@@ -151,11 +153,71 @@ def test_a_rehearsal_learns_its_labels(bench: Callable[..., Bench], context: dic
                 Policy.of(parameters(-1.0, -1.0), one.settings.eil), one.runner._centre_of(context)
             )
             decoder = rehearsal._learn(labels, rows, 0, 0)
-            losses[updates] = rehearsal._loss(decoder, labels, rows, None, crop=None, mirrored=False)
+            losses[updates] = rehearsal._loss(decoder, labels, rows, ClassWeights(), crop=None, mirrored=False)
         torch.manual_seed(len(starts))
         starts += [rehearsal._start()[0].head.weight.detach().clone() for _ in range(2)]
     assert losses[40] < 0.9 * losses[1]
     assert torch.equal(starts[0], starts[1]) == (networks == "teacher")
+
+
+SOFT = {"weight": 0.5, "pixels": "inferred", "confidence": 0.22}
+LEARNED: list[dict[str, Any]] = [
+    {},
+    {"training__inferred_weight": 0.3, "training__class_balance_power": 0.5},
+    {"training__self_training": {"weight": 2.0, "classes": "labelled", "class_balanced": True}},
+    {"training__self_training": SOFT},
+]
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("changes", LEARNED)
+def test_a_rehearsal_has_the_loss_of_refining(
+    bench: Callable[..., Bench], context: dict[str, Any], changes: dict[str, Any], mirrored: bool
+) -> None:
+    power = 0.5 if "training__self_training" in changes else 0.0
+    one = bench(**SMALL, **{"training__class_balance_power": power, "segmenter__dropout": 0.0, **changes})
+    rehearsal, rows = one.runner._rehearsal_of(context), torch.tensor([1, 4, 6])
+    training = one.settings.training
+    with torch.inference_mode():
+        labels = rehearsal._infer(Policy.of(parameters(-1.0, 9.0), one.settings.eil), one.runner._centre_of(context))
+        labels[:, 30:] = rehearsal.scribbles[:, 30:]
+        weights = rehearsal._class_weights(labels, rows)
+        with torch.inference_mode(False):
+            student = rehearsal._start()[0].eval()
+        found = rehearsal._loss(student, labels, rows, weights, crop=None, mirrored=mirrored).item()
+        maps = [part[rows].flip(-1) if mirrored else part[rows] for part in rehearsal.encoded]
+        said, heard = (
+            upsample_logits(network(maps, (48, 48)).logits, (48, 48)).double()
+            for network in (rehearsal.decoder, student)
+        )
+    own, drawn = (one[rows].flip(-1) if mirrored else one[rows] for one in (labels, rehearsal.scribbles))
+    inferred = (own != UNLABELLED) & (drawn == UNLABELLED)
+    assert inferred.any()
+    assert (own == UNLABELLED).any()
+
+    def hard(where: torch.Tensor, of: torch.Tensor | None) -> float:
+        weigh = torch.ones(5) if of is None else of
+        right = heard.log_softmax(1).gather(1, own.clamp(max=4).long()[:, None])[:, 0]
+        mass = weigh.double()[own.clamp(max=4).long()] * where
+        return float(-(mass * right).sum() / mass.sum())
+
+    lesson, expected = training.self_training, hard(own != UNLABELLED, weights.labels)
+    if training.inferred_weight or lesson.pixels == "inferred":
+        expected = hard(drawn != UNLABELLED, weights.labels)
+    if training.inferred_weight:
+        expected += 0.3 * hard(inferred, weights.inferred)
+    if lesson.weight:
+        known = torch.stack([torch.tensor([bool((image == k).any()) for k in range(5)]) for image in labels[rows]])
+        known = known if lesson.classes == "labelled" else torch.ones_like(known)
+        expects = said.masked_fill(~known[:, :, None, None], -torch.inf).softmax(1)
+        counted = inferred if lesson.pixels == "inferred" else own == UNLABELLED
+        counted = counted & (expects.amax(1) >= lesson.confidence)
+        assert 0 < counted.sum() < counted.numel()
+        weigh = weights.labels if lesson.class_balanced else torch.ones(5)
+        assert weigh is not None
+        expects = expects * weigh.double()[None, :, None, None] * counted[:, None]
+        expected += lesson.weight * float(-(expects * heard.log_softmax(1)).sum() / expects.sum())
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_crops_are_the_same_place_in_every_map(bench: Callable[..., Bench], context: dict[str, Any]) -> None:

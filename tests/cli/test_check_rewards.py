@@ -43,7 +43,9 @@ def test_the_table_is_printed_and_written(
     ]
     assert "virtual_steps is 0" in refused(*words, "--rewards", "held_out")
     assert "Unknown reward 'papers', expected one of paper" in refused(*words, "--rewards", "papers")
-    assert "--set takes eil.key=value here, not 'data.path=x'" in refused(*words, "--set", "data.path=x")
+    assert "--set takes eil.key=value or training.key=value here, not 'data.path=x'" in refused(
+        *words, "--set", "data.path=x"
+    )
     assert "windw" in refused(*words, "--set", "eil.windw=3")
     assert "ends in '.txt'" in refused(*words, "--out", "table.txt")
     assert "has no config.yaml" in refused("check-rewards", tmp_path)

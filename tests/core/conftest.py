@@ -20,4 +20,4 @@ def store_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def bench(tmp_path: Path, store_uri: str) -> Callable[..., Bench]:
     """Makes a learner and an actor of a small segmenter, untrained, with changes to its settings."""
-    return lambda **changes: Bench(settings_of(eil__policy="none", **changes), tmp_path, store_uri)
+    return lambda **changes: Bench(settings_of(**{"eil__policy": "none", **changes}), tmp_path, store_uri)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import datetime
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +59,12 @@ CASES: dict[str, dict[str, Any]] = {
     "self-training": {
         "training__self_training": {
             "weight": 1.0,
+            "classes": "labelled",
+            "class_balanced": True,
             "student_view": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "blur": 1.0, "cutout": 0.25},
         },
+        "training__class_balance_power": 0.5,
+        "training__inferred_weight": 0.5,
         "training__teacher_interval": "update",
     },
     "accumulated": {"engine__gradient_accumulation": 2, "engine__prefetch": 0},
@@ -136,23 +143,32 @@ def freeze_statistics(network: nn.Module) -> None:
 
 
 def in_process(
-    part: int, world: int, folder: str, store_uri: str, case: str, task: Callable[..., Any], arguments: tuple[Any, ...]
-) -> None:
+    part: int, folder: str, store_uri: str, case: str, task: Callable[..., Any], arguments: tuple[Any, ...]
+) -> Any:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=part, world_size=world)
-    torch.save(
-        task(learner_of(case, world, Path(folder), store_uri), part, world, *arguments), f"{folder}/answer-{part}"
-    )
-    dist.destroy_process_group()
+    # A learner that fails leaves the other one waiting, which is then not for long.
+    waiting = datetime.timedelta(seconds=120)
+    dist.init_process_group("gloo", f"file://{folder}/group", timeout=waiting, rank=part, world_size=WORLD)
+    try:
+        return task(learner_of(case, WORLD, Path(folder), store_uri), part, WORLD, *arguments)
+    finally:
+        dist.destroy_process_group()
 
 
-def on_learners(folder: Path, store_uri: str, case: str, task: Callable[..., Any], *arguments: Any) -> list[Any]:
+@pytest.fixture(scope="module")
+def processes() -> Iterator[ProcessPoolExecutor]:
+    """Two processes that serve all tests here: starting one takes longer than most of what it does."""
+    with ProcessPoolExecutor(WORLD, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
+def on_learners(
+    processes: ProcessPoolExecutor, folder: Path, store_uri: str, case: str, task: Callable[..., Any], *arguments: Any
+) -> list[Any]:
     """Runs a task on every one of two learners, each in its own process; returns what they answered."""
     (folder / "group").unlink(missing_ok=True)
-    torch.multiprocessing.spawn(
-        in_process, (WORLD, str(folder), store_uri, case, task, arguments), nprocs=WORLD, join=True
-    )
-    return [torch.load(folder / f"answer-{part}", weights_only=False) for part in range(WORLD)]
+    parts = [processes.submit(in_process, part, str(folder), store_uri, case, task, arguments) for part in range(WORLD)]
+    return [part.result() for part in parts]
 
 
 def train(learner: Any, part: int, world: int, works: list[LearnerWork]) -> tuple[list[dict[str, Any]], Any, Any]:
@@ -197,13 +213,13 @@ def label_some(folder: Path, store_uri: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_learners_are_one(tmp_path: Path, store_uri: str, case: str) -> None:
+def test_two_learners_are_one(processes: ProcessPoolExecutor, tmp_path: Path, store_uri: str, case: str) -> None:
     label_some(tmp_path, store_uri)
     teaches = "training__self_training" in CASES[case]
     works = [segmenter_work(), segmenter_work(version=1, self_training=teaches)]
     works = [*operator_works(transitions(tmp_path, store_uri, case)), *works]
     expected = train(learner_of(case, 0, tmp_path, store_uri), 0, 1, works)
-    first, second = on_learners(tmp_path, store_uri, case, train, works)
+    first, second = on_learners(processes, tmp_path, store_uri, case, train, works)
     assert first[0] == second[0], "every learner gives the same numbers"
     for kind in (1, 2):
         assert all(torch.equal(second[kind][name], value) for name, value in first[kind].items())
@@ -225,7 +241,9 @@ def complain(learner: Any, part: int, world: int, works: list[LearnerWork]) -> l
     return messages
 
 
-def test_what_is_wrong_on_one_learner_stops_both_in_the_same_words(tmp_path: Path, store_uri: str) -> None:
+def test_what_is_wrong_on_one_learner_stops_both_in_the_same_words(
+    processes: ProcessPoolExecutor, tmp_path: Path, store_uri: str
+) -> None:
     records = transitions(tmp_path, store_uri, "plain").slice(0, 4)
     reward, maps = (records.schema.get_field_index(name) for name in ("reward", "next_labels"))
     endless = pa.array([0.1, 0.2, 0.3, float("inf")], pa.float32())
@@ -238,7 +256,7 @@ def test_what_is_wrong_on_one_learner_stops_both_in_the_same_words(tmp_path: Pat
     ]
     segmenter = segmenter_work()
     segmenter.context["learning_rate"] = float("inf")
-    first, second = on_learners(tmp_path, store_uri, "plain", complain, [*works, segmenter])
+    first, second = on_learners(processes, tmp_path, store_uri, "plain", complain, [*works, segmenter])
     assert first == second
     keys = ", ".join(records.column("key").to_pylist())
     assert first[0].startswith("InputError: 7 bytes are not an encoded label map")

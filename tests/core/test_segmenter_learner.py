@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,6 +72,40 @@ def test_the_loss_is_the_mean_over_labelled_pixels(bench: MakeBench, power: floa
     numbers = one.train_segmenter(rollout.order(np.arange(4), np.zeros(4)), version=1)
     assert numbers["loss"] == pytest.approx(expected, rel=1e-5)
     assert numbers["labelled_pixels"] == (labels[:4] < PADDING).sum() / 4
+
+
+@pytest.mark.parametrize(("power", "taught"), [(0.0, False), (0.5, False), (0.5, True)])
+def test_inferred_labels_may_have_a_mean_of_their_own(bench: MakeBench, power: float, taught: bool) -> None:
+    more: dict[str, Any] = {"training__self_training": {"weight": 1.0}} if taught else {}
+    kept = {"training__class_balance_power": power, "segmenter__dropout": 0.0, **PLAIN}
+    one = bench(eil__policy="fixed", training__inferred_weight=0.3, **kept, **more)
+    drawn = scribbles(one)
+    labels = one.learner.workspace.train.labels(torch.arange(8), -1).numpy().copy()
+    # Inferring never changes a scribble, and leaves something without a label.
+    labels[drawn != UNLABELLED] = drawn[drawn != UNLABELLED]
+    labels[:, 30:] = drawn[:, 30:]
+    write_labels(one, labels)
+    inferred = np.where(drawn == UNLABELLED, labels, UNLABELLED)
+    parts = [
+        slow_loss(one, own, slow_weights(counted, power) if power else None)
+        for own, counted in ((drawn, drawn), (inferred, labels))
+    ]
+    numbers = one.train_segmenter(rollout.order(np.arange(4), np.zeros(4)), version=1, self_training=taught)
+    lesson = numbers["self_training_loss"] if taught else 0.0
+    assert numbers["loss"] == pytest.approx(parts[0] + 0.3 * parts[1] + lesson, rel=1e-5)
+    assert numbers["labelled_pixels"] == (labels[:4] < PADDING).sum() / 4
+    if taught:
+        assert numbers["self_training_share"] == pytest.approx((labels[:4] == UNLABELLED).mean())
+
+
+@pytest.mark.parametrize("version", [0, -1])
+def test_what_was_not_inferred_has_one_mean(bench: MakeBench, version: int) -> None:
+    changes: dict[str, Any] = {"eil__policy": "fixed", "training__class_balance_power": 0.5, "segmenter__dropout": 0.0}
+    losses = [
+        bench(**changes, **more).train_segmenter(rollout.order(np.arange(4), np.zeros(4)), version=version)["loss"]
+        for more in ({}, {"training__inferred_weight": 0.3})
+    ]
+    assert losses[0] == losses[1]
 
 
 def test_class_weights_are_those_of_the_version(bench: MakeBench) -> None:

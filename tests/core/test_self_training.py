@@ -16,6 +16,7 @@ from core.test_segmenter_learner import PLAIN, parameters, scribbles, slow_weigh
 
 from raysseg.core import learner as learner_file
 from raysseg.core import rollout
+from raysseg.core import segmenter_batch as batch_file
 from raysseg.core.learner import Preparation
 from raysseg.core.schedules import schedule_factor, set_learning_rate
 from raysseg.core.seeding import draw_seeds, generator
@@ -57,21 +58,26 @@ def slow_numbers(one: Bench, labels: np.ndarray, records: pa.RecordBatch, power:
     seen = vary_colours(images, torch.tensor(np.asarray(records.column("seed"))), options.student_view)
     teacher, student = probabilities(module.teacher.eval(), images), probabilities(module.online.train(), seen)
     weights = slow_weights(labels, power) if power else np.ones(5)
-    total, mass, term, counted, inside = 0.0, 0.0, 0.0, 0, 0
+    taught = weights if options.class_balanced else np.ones(5)
+    known = [np.isin(np.arange(5), one) | (options.classes == "all") for one in labels]
+    total, mass, term, counted, inside, said = 0.0, 0.0, 0.0, 0, 0, 0.0
     for image, row, column in np.ndindex(4, 48, 48):
         label, p = labels[image, row, column], student[image, :, row, column]
+        t = teacher[image, :, row, column] * known[image]
+        t = t / t.sum()
         if label == PADDING:
             continue
         inside += 1
         if label != UNLABELLED:
             total -= weights[label] * math.log(p[label])
             mass += weights[label]
-        elif max(teacher[image, :, row, column]) >= options.confidence:
+        elif max(t) >= options.confidence:
             counted += 1
-            term -= sum(teacher[image, :, row, column] * np.log(p))
+            said += sum(taught * t)
+            term -= sum(taught * t * np.log(p))
     return {
-        "loss": total / mass + options.weight * term / counted,
-        "self_training_loss": term / counted,
+        "loss": total / mass + options.weight * term / said,
+        "self_training_loss": term / said,
         "self_training_share": counted / inside,
     }
 
@@ -85,6 +91,9 @@ def slow_numbers(one: Bench, labels: np.ndarray, records: pa.RecordBatch, power:
         ({"weight": 1.0}, 0.0),
         ({"weight": 0.3, "student_view": VIEW}, 0.5),
         ({"weight": 2.0, "confidence": 0.6, "student_view": VIEW}, 0.0),
+        ({"weight": 1.0, "classes": "labelled"}, 0.0),
+        ({"weight": 1.0, "class_balanced": True}, 0.5),
+        ({"weight": 1.0, "confidence": 0.7, "classes": "labelled", "class_balanced": True}, 1.0),
     ],
 )
 def test_the_loss_agrees_with_the_obvious_version(bench: MakeBench, options: dict[str, Any], power: float) -> None:
@@ -92,6 +101,9 @@ def test_the_loss_agrees_with_the_obvious_version(bench: MakeBench, options: dic
     disturb_teacher(one)
     labels, records = scribbles(one), orders()
     labels[0, :, 40:] = PADDING
+    # One image knows two classes, and one of them lies where crops of half the image would not see it.
+    labels[1] = UNLABELLED
+    labels[1, :4, :4], labels[1, 40:, 40:] = 1, 3
     write_labels(one, labels)
     expected = slow_numbers(one, labels, records, power)
     found = one.train_segmenter(records, version=1, self_training=True)
@@ -143,6 +155,48 @@ def test_images_without_labels_teach_what_the_teacher_says(bench: MakeBench) -> 
     assert losses[0]["loss"] == losses[0]["self_training_loss"] > 0
     assert losses[0]["self_training_share"] == 1.0
     assert losses[-1]["loss"] < losses[0]["loss"]
+
+
+@pytest.mark.parametrize("confidence", [0.0, 0.6])
+def test_inferred_labels_may_be_soft(bench: MakeBench, confidence: float) -> None:
+    options = {"weight": 0.5, "pixels": "inferred", "confidence": confidence}
+    one = bench(eil__policy="fixed", training__self_training=options, segmenter__dropout=0.0, **PLAIN)
+    disturb_teacher(one)
+    drawn = scribbles(one)
+    # What is inferred is all wrong, which nobody may learn.
+    labels = np.where((drawn == UNLABELLED) & (np.arange(48) < 20), 0, drawn).astype(np.uint8)
+    write_labels(one, labels)
+    module, images = one.learner._segmenter_module(), normalise(one.learner.workspace.train.images(torch.arange(4))[0])
+    teacher, student = probabilities(module.teacher.eval(), images), probabilities(module.online.train(), images)
+    inferred = (labels != drawn)[:4] & (teacher.max(1) >= confidence)
+    terms = -(teacher * np.log(student)).sum(1)[inferred]
+    counted = np.flatnonzero((drawn[:4] != UNLABELLED).ravel())
+    right = np.moveaxis(student, 1, -1).reshape(-1, 5)[counted, drawn[:4].ravel()[counted]]
+    found = one.train_segmenter(orders(), version=1, self_training=True)
+    assert found["self_training_share"] == pytest.approx(inferred.mean())
+    assert 0 < found["self_training_share"] < 1
+    assert found["self_training_loss"] == pytest.approx(terms.mean(), rel=1e-5)
+    assert found["loss"] == pytest.approx(-np.log(right).mean() + 0.5 * terms.mean(), rel=1e-5)
+    # Before anything is inferred there is nothing that the teacher could speak of.
+    assert one.train_segmenter(orders(), version=0, self_training=True)["self_training_share"] == 0
+
+
+def test_a_crop_knows_the_classes_of_its_whole_image(bench: MakeBench) -> None:
+    augmentation = {"scale": [1.0, 1.0], "flip": 0.0, "rotation": 0.0, "crop": [16, 16]}
+    options = {"weight": 1.0, "classes": "labelled"}
+    one = bench(training__self_training=options, training__augmentation=augmentation)
+    labels = np.full((8, 48, 48), UNLABELLED, np.uint8)
+    labels[0, 0, 0], labels[0, 47, 47], labels[1, 0, 0] = 2, 4, 0
+    write_labels(one, labels)
+    batch = one.learner.prepare_self_training(Preparation(kind="self_training", records=orders(), version=1))
+    assert batch.classes is not None
+    nothing_known = [True] * 5
+    assert batch.classes.tolist() == [
+        [False, False, True, False, True],
+        [True, False, False, False, False],
+        nothing_known,
+        nothing_known,
+    ]
 
 
 # ---- nothing counts, padding, what is not finite -------------------------------------------------------------------------
@@ -214,7 +268,7 @@ def test_without_it_every_bit_is_as_before_and_nothing_more_is_computed(
 
     expected, one = bench(), bench(training__self_training={"weight": weight})
     plain_steps(expected, 3)
-    monkeypatch.setattr(learner_file, "vary_colours", never)
+    monkeypatch.setattr(batch_file, "vary_colours", never)
     monkeypatch.setattr(learner_file, "teach", never)
     for update in range(3):
         numbers = one.train_segmenter(orders(), first_update=update)
@@ -245,6 +299,9 @@ def test_a_phase_asks_for_it_where_the_settings_give_it_a_weight() -> None:
     [
         ({"weight": -1.0}, r"self_training\.weight"),
         ({"confidence": 0.5}, "confidence is set but weight is 0, where it has no effect"),
+        ({"weight": 1.0, "pixels": "inferred"}, "no effect with the policy 'none', which infers no labels"),
+        ({"classes": "labelled"}, "classes is set but weight is 0, where it has no effect"),
+        ({"weight": 1.0, "class_balanced": True}, "class_balanced weighs classes by class_balance_power, which is 0"),
         ({"student_view": {"blur": 1.0}}, "student_view is set but weight is 0, where it has no effect"),
         ({"weight": 1.0, "student_view": {"blur_share": 0.1}}, "blur_share is 0.1 but blur is 0"),
         ({"weight": 1.0, "temperature": 0.5}, r"Unknown key 'training\.self_training\.temperature'"),
@@ -252,5 +309,5 @@ def test_a_phase_asks_for_it_where_the_settings_give_it_a_weight() -> None:
 )
 def test_settings_without_effect_are_refused_in_one_sentence(options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words) as error:
-        settings_of(training__self_training=options)
+        settings_of(eil__policy="none", training__self_training=options)
     assert "\n" not in str(error.value)

@@ -262,6 +262,14 @@ class EILSettings(MethodSettings):
     def _scribbles_exist(self) -> EILSettings:
         if self.data.scribbles == "none" and self.eil.policy != "full":
             raise ValueError("data.scribbles is 'none', but EIL starts from scribbles: use 'given' or 'generate'")
+        for key, acts in (
+            ("inferred_weight", self.training.inferred_weight is not None),
+            ("self_training.pixels", self.training.self_training.pixels == "inferred"),
+        ):
+            if acts and not self.eil.extends:
+                raise ValueError(
+                    f"training.{key} has no effect with the policy '{self.eil.policy}', which infers no labels"
+                )
         return self
 
 

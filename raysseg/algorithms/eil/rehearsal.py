@@ -15,19 +15,23 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from raysseg.algorithms.eil.config import EILSettings
 from raysseg.algorithms.eil.policy import Policy
 from raysseg.algorithms.eil.state import StateBuilder
 from raysseg.core.schedules import build_optimiser, schedule_factor, set_learning_rate
 from raysseg.core.seeding import generator
+from raysseg.core.segmenter_batch import SegmenterBatch, split_labels
+from raysseg.core.segmenter_loss import ClassWeights, SegmenterLoss, Totals, count_pixels, teach
 from raysseg.errors import InputError
 from raysseg.evaluation import Scores, confusion_matrix
-from raysseg.functional.class_balance import class_weights, label_mass
-from raysseg.functional.constants import PADDING, UNLABELLED
+from raysseg.functional.class_balance import class_weights
+from raysseg.functional.class_presence import present_classes
+from raysseg.functional.constants import PADDING
 from raysseg.functional.label_inference import predicted_classes
 from raysseg.functional.policy_search import class_overlap, estimated_overlap, image_traits, pair_counts
-from raysseg.segmenters import Segmenter, SegmenterDecoder, build_segmenter, upsample_logits
+from raysseg.segmenters import Segmenter, SegmenterDecoder, SegmenterOutput, build_segmenter, upsample_logits
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +166,7 @@ class Rehearsal:
             # Batch normalisation needs two images, so one alone uses its statistics.
             decoder.train(min(training.batch_size, len(rows)) > 1)
             optimiser = build_optimiser(training.optimiser, [{"params": list(decoder.parameters())}])
-            weight = self._class_weight(labels[rows])
+            weights = self._class_weights(labels, rows)
             for update in range(population.updates):
                 factor = schedule_factor(training.optimiser, update / population.updates)
                 set_learning_rate(optimiser, rate * training.head_multiplier * factor)
@@ -170,7 +174,7 @@ class Rehearsal:
                 crop = self._draw_crop(draw)
                 mirrored = bool(draw.random() < training.augmentation.flip)
                 optimiser.zero_grad(set_to_none=True)
-                self._loss(decoder, labels, picked, weight, crop=crop, mirrored=mirrored).backward()
+                self._loss(decoder, labels, picked, weights, crop=crop, mirrored=mirrored).backward()
                 if training.optimiser.clip_norm is not None:
                     torch.nn.utils.clip_grad_norm_(decoder.parameters(), training.optimiser.clip_norm)
                 optimiser.step()
@@ -211,35 +215,64 @@ class Rehearsal:
         decoder: SegmenterDecoder,
         labels: torch.Tensor,
         rows: torch.Tensor,
-        weight: torch.Tensor | None,
+        weights: ClassWeights,
         *,
         crop: Crop | None,
         mirrored: bool,
     ) -> torch.Tensor:
-        """Eq. 14 on some images; a mirrored image has its maps mirrored."""
-        encoded, target = [maps[rows] for maps in self.encoded], labels[rows]
+        """The loss of refining on some images, with the teacher's decoder as teacher; a mirrored image has its maps mirrored. The
+        student's view is not harder than the teacher's here, since there are no images to change.
+        """
+        training, autocast = self.settings.training, self.builder.workspace.autocast
+        encoded, maps = [one[rows] for one in self.encoded], [labels[rows]]
+        lesson = training.self_training.weight > 0
+        apart = training.tells_inferred_apart(1, self_training=lesson)
+        if apart:
+            maps.append(self.scribbles[rows])
+        known = present_classes(maps[0], self.builder.num_classes) if self._names_classes else None
         if crop is not None:
             canvas = self.encoded[0].shape[-2:]
-            missing = (0, canvas[1] - target.shape[-1], 0, canvas[0] - target.shape[-2])
-            target = crop.of(F.pad(target, missing, value=PADDING), canvas)
-            encoded = [crop.of(maps, canvas) for maps in encoded]
+            missing = (0, canvas[1] - maps[0].shape[-1], 0, canvas[0] - maps[0].shape[-2])
+            maps = [crop.of(F.pad(one, missing, value=PADDING), canvas) for one in maps]
+            encoded = [crop.of(one, canvas) for one in encoded]
         if mirrored:
-            encoded, target = [maps.flip(-1) for maps in encoded], target.flip(-1)
-        size = (int(target.shape[-2]), int(target.shape[-1]))
-        with self.builder.workspace.autocast():
-            output = decoder(encoded, size)
-        goal = torch.where(target < PADDING, target, UNLABELLED).long()
-        loss = F.cross_entropy(
-            upsample_logits(output.logits, size), goal, weight=weight, ignore_index=UNLABELLED, reduction="sum"
+            encoded, maps = [one.flip(-1) for one in encoded], [one.flip(-1) for one in maps]
+        target, inferred = split_labels(maps[0], maps[1] if apart else None)
+        batch = SegmenterBatch(
+            images=target, target=target, inferred=inferred, crops=target, inside=maps[0] != PADDING, classes=known
         )
-        # A crop may hold no label at all, of which a mean would be 0 / 0.
-        return loss / label_mass(goal, weight).clamp(min=1e-6)
+        everything = slice(0, len(rows))
+        size = (int(target.shape[-2]), int(target.shape[-1]))
+        said = None
+        if lesson:
+            teacher = _OnMaps(self.decoder, encoded, size)
+            said = teach(teacher, batch, [everything], autocast, training.self_training, weights.labels)
+        loss = SegmenterLoss(
+            batch=batch,
+            weights=weights,
+            totals=Totals(*count_pixels(batch, weights, said, [everything])),
+            autocast=autocast,
+            inferred_weight=training.inferred_weight or 0.0,
+            lesson=said,
+        )
+        return loss(_OnMaps(decoder, encoded, size), everything)
 
-    def _class_weight(self, labels: torch.Tensor) -> torch.Tensor | None:
-        """Returns the class weights `[K]` of label maps, as refining has them."""
-        power = self.settings.training.class_balance_power
+    @property
+    def _names_classes(self) -> bool:
+        return self.settings.training.self_training.classes == "labelled"
+
+    def _class_weights(self, labels: torch.Tensor, rows: torch.Tensor) -> ClassWeights:
+        """Returns the class weights of some images' label maps, as refining has them."""
+        training = self.settings.training
+        power, lesson = training.class_balance_power, training.self_training.weight > 0
         if power == 0.0:
-            return None
+            return ClassWeights()
+        if not training.tells_inferred_apart(1, self_training=lesson):
+            return ClassWeights(labels=self._class_weight(labels[rows], power))
+        drawn = self._class_weight(self.scribbles[rows], power)
+        return ClassWeights(labels=drawn, inferred=self._class_weight(labels[rows], power))
+
+    def _class_weight(self, labels: torch.Tensor, power: float) -> torch.Tensor:
         counts = torch.bincount(labels.flatten().long(), minlength=256)[: self.builder.num_classes]
         return class_weights(counts, power)
 
@@ -253,6 +286,20 @@ class Rehearsal:
                 output = decoder([maps[part] for maps in self.encoded], size)
             parts.append(predicted_classes(upsample_logits(output.logits, size)))
         return torch.cat(parts)
+
+
+class _OnMaps(nn.Module):
+    """A decoder as a segmenter of the images that some encoder maps were made of."""
+
+    def __init__(self, decoder: SegmenterDecoder, encoded: list[torch.Tensor], size: tuple[int, int]) -> None:
+        super().__init__()
+        self.decoder, self.encoded, self.size = decoder, encoded, size
+
+    def forward(self, images: torch.Tensor) -> SegmenterOutput:
+        """Segments all of them; `images` only says how many are asked for."""
+        assert len(images) == len(self.encoded[-1])
+        output: SegmenterOutput = self.decoder(self.encoded, self.size)
+        return output
 
 
 def _join(parts: Sequence[torch.Tensor], padding: int) -> torch.Tensor:

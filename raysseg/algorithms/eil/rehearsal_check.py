@@ -12,7 +12,7 @@ import torch
 
 from raysseg.algorithms.eil.policy import Policy
 from raysseg.algorithms.eil.rehearsal import Outcome, Rehearsal
-from raysseg.algorithms.eil.reward_check import FrozenStates
+from raysseg.algorithms.eil.reward_check import FrozenStates, with_policy
 
 THRESHOLDS = (0.0, 0.5, 0.7, 0.9, 0.98)
 NOTHING = 40.0
@@ -52,7 +52,8 @@ def rehearse_constants(
 
     Args:
         folder: of a finished variant of EIL, or of a run's pre-training; its training images need ground truth.
-        options: of EIL, in place of those it was trained with; `population.windows` says the windows.
+        options: by section (`eil`, `training`), in place of those it was trained with; `population.windows` says the windows, and
+            `training.self_training` whether rehearsals learn from the teacher too.
         images: how many are held.
         folds: times that each policy is rehearsed, on other images left out.
         show: called with the rehearsals done and their number.
@@ -60,7 +61,7 @@ def rehearse_constants(
     Raises:
         InputError: the folder is no variant of EIL, an option is unknown, or an image has no ground truth.
     """
-    states = FrozenStates.open(folder, {"policy": "population", **options}, images=images)
+    states = FrozenStates.open(folder, with_policy(options, "population"), images=images)
     settings = states.builder.options
     sides = settings.population.windows
     size = settings.action_size(0)

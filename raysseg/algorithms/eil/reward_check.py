@@ -144,7 +144,7 @@ class FrozenStates:
 
         Args:
             folder: the variant's, or that of a run's pre-training (`…/pretrain/seed-<s>`).
-            options: of EIL, in place of those it was trained with.
+            options: by section (`eil`, `training`), in place of those it was trained with.
             images: how many are drawn; all where there are fewer.
 
         Raises:
@@ -154,7 +154,9 @@ class FrozenStates:
         if not isinstance(variant.settings, EILSettings):
             raise InputError(f"{folder} was trained with '{variant.settings.method}', but rewards are EIL's.")
         values = variant.settings.model_dump()
-        set_options(values, "eil", {"stages": max(1, variant.settings.eil.stages), **options})
+        values["eil"]["stages"] = max(1, variant.settings.eil.stages)
+        for section, chosen in options.items():
+            set_options(values, section, chosen)
         settings = load_settings(EILSettings, values, where="check-rewards")
         if settings.eil.action == "mask":
             raise InputError("The action 'mask' has no thresholds to draw; check rewards with another eil.action.")
@@ -166,6 +168,11 @@ class FrozenStates:
             segmenter=variant.segmenter.to(device).eval(),
             rows=torch.tensor(np.sort(everyone[:images]), dtype=torch.int64, device=device),
         )
+
+
+def with_policy(options: dict[str, Any], policy: str) -> dict[str, Any]:
+    """Returns options by section in which EIL has a policy, unless they name one themselves."""
+    return {**options, "eil": {"policy": policy, **options.get("eil", {})}}
 
 
 @torch.inference_mode()
@@ -237,7 +244,7 @@ def check_rewards(
 
     Args:
         folder: of a finished variant of EIL, or of a run's pre-training (`…/pretrain/seed-<s>`).
-        options: of EIL, in place of those it was trained with.
+        options: by section (`eil`, `training`), in place of those it was trained with.
         images: how many are drawn; all where there are fewer.
         drawn: uniform actions per image, besides `CONSTANTS`.
         rewards: keys; none: all whose needs the options meet.
@@ -246,7 +253,7 @@ def check_rewards(
     Raises:
         InputError: the folder is no variant of EIL, an option or a reward is unknown, or an image has no ground truth.
     """
-    states = FrozenStates.open(folder, {"policy": "fixed", **options}, images=images)
+    states = FrozenStates.open(folder, with_policy(options, "fixed"), images=images)
     settings = states.builder.settings
     values = settings.model_dump()
     chosen = tuple(rewards) or tuple(key for key in REWARDS if key != "held_out" or settings.eil.virtual_steps > 0)

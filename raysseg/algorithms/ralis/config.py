@@ -287,6 +287,8 @@ class RALISSettings(MethodSettings):
                 f"training.self_training.weight is {self.training.self_training.weight:g}, but RALIS learns from its labels alone, "
                 "so that it has no effect"
             )
+        if self.training.inferred_weight is not None:
+            raise ValueError("training.inferred_weight has no effect, because RALIS infers no labels")
         return self
 
     @model_validator(mode="after")
