@@ -1,6 +1,6 @@
 """Segmentation networks behind one interface: image → features and logits."""
 
-from raysseg.segmenters.building import build_segmenter
+from raysseg.segmenters.building import build_segmenter, feature_channels
 from raysseg.segmenters.context import PatternPropagation
 from raysseg.segmenters.segmenter import (
     Segmenter,
@@ -22,6 +22,7 @@ __all__ = [
     "SegmenterSettings",
     "build_segmenter",
     "evaluation_mode",
+    "feature_channels",
     "load_weights",
     "make_teacher",
     "save_segmenter",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import Any
 
@@ -154,3 +155,19 @@ def build_segmenter(settings: SegmenterSettings, num_classes: int) -> Segmenter:
     if settings.weights not in ("imagenet", "none"):
         load_weights(segmenter, settings.weights)
     return segmenter
+
+
+@functools.lru_cache(maxsize=16)
+def feature_channels(settings: SegmenterSettings, num_classes: int) -> int:
+    """Returns the channels of F, without weights being read; a network is built for it once per process.
+
+    Args:
+        settings: of the segmenter.
+        num_classes: K, with the background.
+
+    Raises:
+        InputError: as `build_segmenter`, where the parts do not fit each other.
+
+    Source: design.
+    """
+    return build_segmenter(settings.model_copy(update={"weights": "none"}), num_classes).feature_channels

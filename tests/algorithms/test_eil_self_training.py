@@ -34,6 +34,28 @@ def test_refining_uses_it_whatever_the_policy(trained: Train, policy: str) -> No
         assert share == pytest.approx(1 - labelled), "what has no label learns from the teacher"
 
 
+def test_soft_labels_are_the_inferred_ones(trained: Train) -> None:
+    whole = {"scale": [1.0, 1.0], "rotation": 0.0, "crop": None}
+    changes = {"training__augmentation": whole, "training__self_training": {**ON, "pixels": "inferred"}}
+    _, records = trained(eil__policy="fixed", eil__thresholds=0.6, **changes)
+    drawn = next(record["labelled_share"] for record in records if record["phase"] == "evaluate")
+    shares = [record["self_training_share"] for record in records if record["phase"] == "refine"]
+    labelled = [r["labelled_share"] for r in records if r["phase"] == "evaluate" and r["stage"] > 0]
+    assert shares == pytest.approx([share - drawn for share in labelled])
+    assert 0 < shares[0] < shares[1]
+
+
+def test_inferred_labels_with_a_mean_of_their_own_train_another_network(trained: Train) -> None:
+    found = [
+        trained(eil__policy="fixed", eil__thresholds=0.6, **more)[1]
+        for more in ({}, {"training__inferred_weight": 1.0})
+    ]
+    before, after = ([record["loss"] for record in records if record["phase"] == "pretrain"] for records in found)
+    assert before == after, "in pre-training nothing is inferred"
+    one, other = ([record["loss"] for record in records if record["phase"] == "refine"] for records in found)
+    assert one != other
+
+
 def test_pretraining_does_not_know_of_it_and_a_run_resumes_bit_by_bit(
     tmp_path: Path, store_uri: str, ray_session: None
 ) -> None:

@@ -298,12 +298,11 @@ class EILConfig(SegmentationConfig):
         """Returns the operators' module where the variant trains them."""
         from raysseg.algorithms.eil.module import OPERATORS, OperatorsModule
         from raysseg.data.store import Store
-        from raysseg.segmenters import build_segmenter
+        from raysseg.segmenters import feature_channels
 
         if not self.settings.eil.explores:
             return {}
         num_classes = Store.open(self.store_uri).info.num_classes
-        segmenter = build_segmenter(self.settings.segmenter.model_copy(update={"weights": "none"}), num_classes)
         return {
             OPERATORS: RLModuleSpec(
                 module_class=OperatorsModule,
@@ -311,7 +310,7 @@ class EILConfig(SegmentationConfig):
                 model_config={
                     "eil": self.settings.eil.model_dump(),
                     "num_classes": num_classes,
-                    "feature_channels": segmenter.feature_channels,
+                    "feature_channels": feature_channels(self.settings.segmenter, num_classes),
                     "seed": self.settings.seed,
                 },
             )
