@@ -275,6 +275,9 @@ def test_a_run_searches_infers_and_leaves_its_policy(trained: Train, tmp_path: P
     np.testing.assert_array_equal(distribution.mean, left["mean"])
     other, _ = trained(**{**SMALL, "eil__population": start})
     assert other.search.distribution.mean.tolist() != left["mean"]
+    same, records = trained(**{**SMALL, "eil__population": {**start, "generations": 0}})
+    assert same.search.distribution.mean.tolist() == left["mean"]
+    assert not [record for record in records if "returns" in record]
 
 
 def test_a_restored_search_goes_on_as_if_nothing_had_happened(
@@ -312,6 +315,7 @@ def test_without_state_dependence_weights_stay_zero_and_one_window_stays() -> No
     ("changes", "sentence"),
     [
         ({"eil__population": {"elites": 9}}, "elites is 9 but size is 8"),
+        ({"eil__population": {"generations": 0, "later_generations": 0}}, "no policy would be searched for"),
         ({"eil__population": {"windows": [4]}}, "odd numbers of pixels or 'image', not 4"),
         ({"eil__action": "per_class"}, "gives classes no thresholds of their own"),
         ({"eil__policy": "fixed", "eil__population": {"size": 4}}, "population has no effect with the policy 'fixed'"),

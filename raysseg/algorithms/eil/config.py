@@ -84,7 +84,7 @@ class PopulationSettings(Settings):
 
     size: int = Field(8, ge=2, description="[R] policies that are drawn and played in one generation")
     elites: int = Field(3, ge=1, description="[R] of them, those that the distribution follows")
-    generations: int = Field(2, ge=1, description="[R] in the first stage")
+    generations: int = Field(2, ge=0, description="[R] in the first stage; 0 plays the policy of `start` as it is")
     later_generations: int = Field(
         1, ge=0, description="[R] in every later stage, which goes on from the distribution before"
     )
@@ -117,6 +117,8 @@ class PopulationSettings(Settings):
     def _possible(self) -> PopulationSettings:
         if self.elites > self.size:
             raise ValueError(f"elites is {self.elites} but size is {self.size}: only what is drawn can be followed")
+        if self.generations == self.later_generations == 0 and self.start is None:
+            raise ValueError("generations and later_generations are 0 without a start: no policy would be searched for")
         for side in self.windows:
             if side != "image" and (side < 1 or side % 2 == 0):
                 raise ValueError(f"windows must be odd numbers of pixels or 'image', not {side}")
