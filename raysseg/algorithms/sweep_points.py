@@ -48,7 +48,7 @@ CHANGEABLE: dict[str, tuple[str, ...]] = {
 }
 """Per method, the keys that take effect when a run goes on from a checkpoint with another value."""
 
-STAGES_ALONE = ("stage_epochs", "refine_learning_rate", "self_training")
+STAGES_ALONE = ("stage_epochs", "refine_learning_rate", "self_training", "inferred_weight")
 """Keys of the section `training` that pre-training does not look at."""
 
 MOST_COMBINATIONS = 64
