@@ -96,12 +96,12 @@ def test_submit_trains_on_both_hosts(machines: Machines, cluster: str) -> None:
     # An actor asks for more than half of a host, so that each host must take one of the two.
     cpus = 0.6 * (os.cpu_count() or 1)
     done = machines.on_laptop(
-        *(RAY, "submit", cluster, SUBMIT, "train", "eil-synthetic", "--variants", "eil"),
+        *(RAY, "submit", cluster, SUBMIT, "train", "eil-synthetic", "--variants", "ps+pa"),
         *settings(training__pretrain_epochs=0, engine__num_env_runners=2, engine__num_cpus_per_env_runner=cpus),
         *("--run-dir", str(machines.storage / "first")),
     )
     assert done.returncode == 0, done.stdout
-    variant = machines.storage / "first" / "variants" / "eil" / "seed-0"
+    variant = machines.storage / "first" / "variants" / "ps+pa" / "seed-0"
     assert json.loads((variant / "summary.json").read_text())["complete"]
     assert (machines.storage / "first" / "report.html").is_file()
     assert machines.actors(2) > 0
