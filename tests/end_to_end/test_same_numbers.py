@@ -44,7 +44,7 @@ def test_a_remote_actor_and_a_remote_learner_give_the_serial_numbers(train: Trai
 
 def test_self_training_gives_the_serial_numbers_on_a_remote_learner(train: Train, tmp_path: Path) -> None:
     view = {"brightness": 0.4, "contrast": 0.4, "blur": 1.0, "cutout": 0.25}
-    self_training = {"weight": 1.0, "pixels": "inferred", "classes": "labelled", "student_view": view}
+    self_training = {"weight": 1.0, "classes": "labelled", "student_view": view}
     changes = {"eil__policy": "fixed", "training__self_training": self_training, "training__pretrain_epochs": 1}
     serial = train(tmp_path / "serial", **changes)
     remote = train(tmp_path / "remote", engine__num_env_runners=1, engine__num_learners=1, **changes)
