@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import multiprocessing
 from collections.abc import Callable, Iterator
@@ -217,13 +218,17 @@ def test_two_learners_are_one(processes: ProcessPoolExecutor, tmp_path: Path, st
     label_some(tmp_path, store_uri)
     teaches = "training__self_training" in CASES[case]
     works = [segmenter_work(), segmenter_work(version=1, self_training=teaches)]
-    works = [*operator_works(transitions(tmp_path, store_uri, case)), *works]
+    updates = operator_works(transitions(tmp_path, store_uri, case))
+    if case == "low-precision":
+        # A CPU that has no bf16 of its own takes half a minute for each.
+        updates = [dataclasses.replace(updates[0], upcoming=None)]
+    works = [*updates, *works]
     expected = train(learner_of(case, 0, tmp_path, store_uri), 0, 1, works)
     first, second = on_learners(processes, tmp_path, store_uri, case, train, works)
     assert first[0] == second[0], "every learner gives the same numbers"
     for kind in (1, 2):
         assert all(torch.equal(second[kind][name], value) for name, value in first[kind].items())
-    assert len(first[0][2]["errors"]) == works[2].records.num_rows
+    assert len(first[0][len(updates) - 1]["errors"]) == updates[-1].records.num_rows
     if teaches:
         assert expected[0][-1]["self_training_loss"] > 0
         assert 0.9 < expected[0][-1]["self_training_share"] < 1
