@@ -10,7 +10,7 @@ from raysseg.data.batches import DeviceDataset
 
 
 def read_crops(
-    data: DeviceDataset, rows: Tensor, seeds: Tensor, training: TrainingSettings, *versions: int
+    data: DeviceDataset, rows: Tensor, seeds: Tensor, training: TrainingSettings, *maps: Tensor
 ) -> tuple[Tensor, ...]:
     """Reads and augments samples; a crop is a function of its sample and seed alone.
 
@@ -19,20 +19,19 @@ def read_crops(
         rows: int64 `[B]`.
         seeds: int64 `[B]`, of the augmentation.
         training: augmentation, and where crops lie.
-        versions: label versions; crops that lie around a labelled pixel look at the first.
+        maps: label maps of the same rows, uint8 `[B, H, W]`; crops that lie around a labelled pixel look at the first.
 
     Returns:
-        images float32 `[B, 3, h, w]`, ImageNet-normalised, and for each version labels uint8 `[B, h, w]`, 255 unlabelled and 254
+        images float32 `[B, 3, h, w]`, ImageNet-normalised, and each map's crops uint8 `[B, h, w]`, 255 unlabelled and 254
         beside an image, all on the split's device.
 
     Raises:
-        InputError: an unknown row or version.
+        InputError: an unknown row.
 
     Source: EIL, implementation details (the ranges); reconstruction.
     """
     images, sizes = data.images(rows)
-    labels = [data.labels(rows, version) for version in versions]
-    shown = draw_labelled_pixels(labels[0], seeds) if training.crop_place == "labelled" else None
+    shown = draw_labelled_pixels(maps[0], seeds) if training.crop_place == "labelled" else None
     augmentation = training.augmentation
     geometry = draw_geometry(sizes, seeds, augmentation, output_size=augmentation.crop or data.canvas, shown=shown)
-    return normalise(warp_images(images, sizes, geometry)), *(warp_labels(one, sizes, geometry) for one in labels)
+    return normalise(warp_images(images, sizes, geometry)), *(warp_labels(one, sizes, geometry) for one in maps)

@@ -74,7 +74,8 @@ def read_segmenter_batch(
     rows = torch.tensor(np.asarray(records.column("row")), dtype=torch.int64)
     seeds = to_device(np.asarray(records.column("seed")), data.device)
     apart = training.tells_inferred_apart(version, self_training=self_training)
-    crops, labels, *drawn = read_crops(data, rows, seeds, training, version, *([0] if apart else []))
+    maps = [data.labels(rows, number) for number in ((version, 0) if apart else (version,))]
+    crops, labels, *drawn = read_crops(data, rows, seeds, training, *maps)
     target, inferred = split_labels(labels, drawn[0] if apart else None)
     if not self_training:
         return SegmenterBatch(images=crops, target=target, inferred=inferred)
@@ -85,7 +86,7 @@ def read_segmenter_batch(
         inferred=inferred,
         crops=crops,
         inside=labels != PADDING,
-        classes=present_classes(data.labels(rows, version), num_classes) if own.classes == "labelled" else None,
+        classes=present_classes(maps[0], num_classes) if own.classes == "labelled" else None,
     )
 
 

@@ -166,7 +166,8 @@ def test_the_observation_is_x_and_the_p_map(make: Make) -> None:
     observation, info = env.reset(options=GIVEN)
     assert info == {}
     rows, seeds = (torch.as_tensor(GIVEN[name]) for name in ("rows", "seeds"))
-    images, _ = read_crops(env.workspace.train, rows, seeds, env.settings.training, GROUND_TRUTH)
+    data = env.workspace.train
+    images, _ = read_crops(data, rows, seeds, env.settings.training, data.labels(rows, GROUND_TRUTH))
     features = domain_features(env.segmenter, images, "pyramid")
     torch.testing.assert_close(observation["features"], features)
     assert env.networks is not None

@@ -88,7 +88,8 @@ class CiSSNetVectorEnv(SegmentationVectorEnv[Observation]):
 
     def observe(self, rows: torch.Tensor, seeds: torch.Tensor) -> Observation:
         """Starts an episode: X of the crops, and Y^0 from the Base Net."""
-        images, labels = read_crops(self.workspace.train, rows, seeds, self.settings.crops, GROUND_TRUTH)
+        data = self.workspace.train
+        images, labels = read_crops(data, rows, seeds, self.settings.crops, data.labels(rows, GROUND_TRUTH))
         assert self.networks is not None, "reset needs networks"
         options = self.settings.cissnet
         with self.workspace.autocast():

@@ -174,7 +174,8 @@ class CiSSNetLearner(SegmentationLearner):
         records, device = preparation.records, self._device
         rows = torch.tensor(np.asarray(records.column("row")), dtype=torch.int64)
         seeds = to_device(np.asarray(records.column("seed")), device)
-        images, labels = read_crops(self.workspace.train, rows, seeds, self.settings.crops, GROUND_TRUTH)
+        data = self.workspace.train
+        images, labels = read_crops(data, rows, seeds, self.settings.crops, data.labels(rows, GROUND_TRUTH))
         maps = read_maps(records)
         return Episodes(
             images=images,

@@ -229,7 +229,8 @@ class Rehearsal:
         apart = training.tells_inferred_apart(1, self_training=lesson)
         if apart:
             maps.append(self.scribbles[rows])
-        known = present_classes(maps[0], self.builder.num_classes) if self._names_classes else None
+        named = training.self_training.classes == "labelled"
+        known = present_classes(maps[0], self.builder.num_classes) if named else None
         if crop is not None:
             canvas = self.encoded[0].shape[-2:]
             missing = (0, canvas[1] - maps[0].shape[-1], 0, canvas[0] - maps[0].shape[-2])
@@ -256,10 +257,6 @@ class Rehearsal:
             lesson=said,
         )
         return loss(_OnMaps(decoder, encoded, size), everything)
-
-    @property
-    def _names_classes(self) -> bool:
-        return self.settings.training.self_training.classes == "labelled"
 
     def _class_weights(self, labels: torch.Tensor, rows: torch.Tensor) -> ClassWeights:
         """Returns the class weights of some images' label maps, as refining has them."""
