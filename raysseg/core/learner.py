@@ -272,10 +272,8 @@ class SegmentationLearner(TorchLearner):
             NonFiniteError: with the keys of the first minibatch whose loss is not finite.
         """
         training, optimiser = self.settings.training, self.get_optimizer(SEGMENTER, "segmenter")
-        apart = training.tells_inferred_apart(version, self_training=self_training)
-        weights = ClassWeights(
-            labels=self._class_weight(0 if apart else version, rows),
-            inferred=self._class_weight(version, rows) if apart else None,
+        weights = ClassWeights.of(
+            training, version, lambda own: self._class_weight(own, rows), self_training=self_training
         )
         module, rate = self._segmenter_module(), 0.0
         minibatches = work.own_minibatches()

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from raysseg.core.segmenter_batch import SegmenterBatch
-from raysseg.core.settings import SelfTrainingSettings
+from raysseg.core.settings import SelfTrainingSettings, TrainingSettings
 from raysseg.functional.class_balance import label_mass
 from raysseg.functional.class_presence import only_classes
 from raysseg.functional.constants import UNLABELLED
@@ -130,6 +130,27 @@ class ClassWeights:
 
     labels: torch.Tensor | None = None
     inferred: torch.Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        training: TrainingSettings,
+        version: int,
+        weigh: Callable[[int], torch.Tensor | None],
+        *,
+        self_training: bool,
+    ) -> ClassWeights:
+        """Returns the weights that learning from a label version needs.
+
+        Args:
+            training: says which labels are learned together.
+            version: of the labels.
+            weigh: returns the weights `[K]` of a version's labels; 0 are the scribbles.
+            self_training: whether unlabelled pixels learn from the teacher.
+        """
+        apart = training.tells_inferred_apart(version, self_training=self_training)
+        learned = apart and training.inferred_weight is not None
+        return cls(labels=weigh(0 if apart else version), inferred=weigh(version) if learned else None)
 
 
 def count_pixels(

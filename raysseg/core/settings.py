@@ -230,6 +230,33 @@ class MethodSettings(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     engine: EngineSettings = EngineSettings()
 
+    @property
+    def refines(self) -> bool:
+        """Whether the segmenter learns from incomplete label maps, which its teacher could speak beside."""
+        return False
+
+    @property
+    def infers_labels(self) -> bool:
+        """Whether label maps hold more than people drew."""
+        return False
+
+    @model_validator(mode="after")
+    def _label_maps_that_training_speaks_of(self) -> MethodSettings:
+        own = self.training.self_training
+        for key, value, unset, possible, lacking in (
+            ("self_training.weight", own.weight, 0.0, self.refines, "does not refine on label maps"),
+            ("self_training.pixels", own.pixels, "unlabelled", self.infers_labels, "infers no labels"),
+            ("inferred_weight", self.training.inferred_weight, None, self.infers_labels, "infers no labels"),
+        ):
+            if value != unset and not possible:
+                written = value if isinstance(value, str) else f"{value:g}"
+                expected = "null" if unset is None else unset
+                raise ValueError(
+                    f"training.{key} is {written}, but this variant of {self.method} {lacking}, so that it has no effect: expected "
+                    f"{expected}"
+                )
+        return self
+
     @model_validator(mode="after")
     def _remote_learner_needs_actors(self) -> MethodSettings:
         if self.engine.num_learners > 0 and self.engine.num_env_runners == 0:

@@ -50,7 +50,7 @@ class TestEIL(MethodTester):
         ({"training__batch_size": 0}, r"training\.batch_size"),
         (
             {"eil__policy": "none", "training__inferred_weight": 1.0},
-            "no effect with the policy 'none', which infers no labels",
+            "inferred_weight is 1, but this variant of eil infers no labels",
         ),
         ({"training__self_training": {"confidence": 0.5}}, "confidence is set but weight is 0, where it has no effect"),
         ({"data__scribbles": "none"}, "starts from scribbles"),

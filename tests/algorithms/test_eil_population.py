@@ -277,6 +277,11 @@ def test_a_run_searches_infers_and_leaves_its_policy(trained: Train, tmp_path: P
     assert other.search.distribution.mean.tolist() != left["mean"]
     same, records = trained(**{**SMALL, "eil__population": {**start, "generations": 0}})
     assert same.search.distribution.mean.tolist() == left["mean"]
+    assert same.search.played().tolist() == left["mean"]
+    best = {**start, "generations": 0, "play": "best"}
+    same.search.distribution = PolicyDistribution.of(settings_of(**{**SMALL, "eil__population": best}).eil)
+    same.search._options = settings_of(**{**SMALL, "eil__population": best}).eil
+    assert same.search.played().tolist() == left["best"] != left["mean"]
     assert not [record for record in records if "returns" in record]
 
 
@@ -309,6 +314,16 @@ def test_without_state_dependence_weights_stay_zero_and_one_window_stays() -> No
     assert (drawn[:, [1, 2, 4, 5, 6]] == 0).all()
     assert (drawn[1:, [0, 3]].std(0) > 0).all()
     np.testing.assert_array_equal(drawn[0], distribution.mean)
+
+
+def test_without_state_dependence_a_start_keeps_its_thresholds_for_an_average_image(tmp_path: Path) -> None:
+    path = tmp_path / "policy.json"
+    path.write_text(json.dumps({"mean": [1, 2, 3, 4, 5, 6, 7], "best": [7, 6, 5, 4, 3, 2, 1]}))
+    population = {**SMALL["eil__population"], "state_dependent": False, "start": str(path)}  # type: ignore[dict-item]
+    distribution = PolicyDistribution.of(settings_of(eil__policy="population", eil__population=population).eil)
+    assert distribution.mean.tolist() == [1, 0, 0, 4, 0, 0, 7]
+    assert distribution.best is not None
+    assert distribution.best.tolist() == [7, 0, 0, 4, 0, 0, 1]
 
 
 @pytest.mark.parametrize(

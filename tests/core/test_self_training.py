@@ -299,7 +299,7 @@ def test_a_phase_asks_for_it_where_the_settings_give_it_a_weight() -> None:
     [
         ({"weight": -1.0}, r"self_training\.weight"),
         ({"confidence": 0.5}, "confidence is set but weight is 0, where it has no effect"),
-        ({"weight": 1.0, "pixels": "inferred"}, "no effect with the policy 'none', which infers no labels"),
+        ({"weight": 1.0, "pixels": "inferred"}, "pixels is inferred, but this variant of eil infers no labels"),
         ({"classes": "labelled"}, "classes is set but weight is 0, where it has no effect"),
         ({"weight": 1.0, "class_balanced": True}, "class_balanced weighs classes by class_balance_power, which is 0"),
         ({"student_view": {"blur": 1.0}}, "student_view is set but weight is 0, where it has no effect"),

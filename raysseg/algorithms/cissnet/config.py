@@ -221,13 +221,6 @@ class CiSSNetSettings(MethodSettings):
             raise ValueError(
                 "training.crop_place is 'labelled', which has no effect on maps that are labelled everywhere"
             )
-        if self.training.self_training.weight > 0:
-            raise ValueError(
-                f"training.self_training.weight is {self.training.self_training.weight:g}, but CiSS-Net does not refine on label "
-                "maps, where alone it has an effect"
-            )
-        if self.training.inferred_weight is not None:
-            raise ValueError("training.inferred_weight has no effect, because CiSS-Net infers no labels")
         if options.learning.batch_size % self.rollouts_per_update:
             raise ValueError(
                 f"cissnet.learning.batch_size is {options.learning.batch_size}, which the {self.rollouts_per_update} "

@@ -96,7 +96,9 @@ class PopulationSettings(Settings):
         ("image",), min_length=1, description="[R] window sides that the policy chooses from, smallest first"
     )
     state_dependent: bool = Field(
-        True, description="[R] thresholds depend on the image's confidence and labelled share; off: one for all images"
+        True,
+        description="[R] thresholds depend on the image's confidence and labelled share; off: one for all images, that of an "
+        "average image under `start`",
     )
     play: Literal["mean", "best"] = Field(
         "mean",
@@ -110,7 +112,7 @@ class PopulationSettings(Settings):
     )
     updates: int = Field(100, ge=1, description="[R] decoder updates of each of the two networks in a rehearsal")
     start: str | None = Field(
-        None, description="[R] a policy.json of another run, whose distribution the search starts from"
+        None, description="[R] a policy.json of another run, from whose mean policy the search starts"
     )
 
     @model_validator(mode="after")
@@ -260,18 +262,20 @@ class EILSettings(MethodSettings):
     method: Literal["eil"] = "eil"
     eil: EILOptions = EILOptions()
 
+    @property
+    def refines(self) -> bool:
+        """Every policy's stages train the segmenter on its label maps."""
+        return True
+
+    @property
+    def infers_labels(self) -> bool:
+        """Every policy but the two whose label maps stay as they are."""
+        return self.eil.extends
+
     @model_validator(mode="after")
     def _scribbles_exist(self) -> EILSettings:
         if self.data.scribbles == "none" and self.eil.policy != "full":
             raise ValueError("data.scribbles is 'none', but EIL starts from scribbles: use 'given' or 'generate'")
-        for key, acts in (
-            ("inferred_weight", self.training.inferred_weight is not None),
-            ("self_training.pixels", self.training.self_training.pixels == "inferred"),
-        ):
-            if acts and not self.eil.extends:
-                raise ValueError(
-                    f"training.{key} has no effect with the policy '{self.eil.policy}', which infers no labels"
-                )
         return self
 
 

@@ -59,7 +59,8 @@ class PolicyDistribution:
     Args:
         mean: float64 `[D]`.
         std: float64 `[D]`; 0 for what the settings hold fixed.
-        best: the best policy of the last generation `[D]`; None before the first.
+        best: the best policy of the last generation `[D]`, also of the run that the search starts from; None where there
+            was none.
     """
 
     mean: np.ndarray
@@ -77,14 +78,16 @@ class PolicyDistribution:
         bias = float(np.log(population.threshold / (1.0 - population.threshold)))
         mean = np.zeros(size * (1 + TRAITS) + 1)
         mean[: size * (1 + TRAITS) : 1 + TRAITS] = bias
-        free = np.full(len(mean), population.spread)
-        if not population.state_dependent:
-            free[:-1].reshape(size, 1 + TRAITS)[:, 1:] = 0.0
+        free, best = np.full(len(mean), population.spread), None
         if len(population.windows) == 1:
             free[-1] = 0.0
         if population.start is not None:
-            mean = _read(Path(population.start), len(mean))
-        return cls(mean=mean, std=free)
+            mean, best = _read(Path(population.start), len(mean))
+        if not population.state_dependent:
+            for parameters in (mean, free, best):
+                if parameters is not None:
+                    parameters[:-1].reshape(size, 1 + TRAITS)[:, 1:] = 0.0
+        return cls(mean=mean, std=free, best=best)
 
     def draw(self, generator: np.random.Generator, count: int) -> np.ndarray:
         """Draws policies, float64 `[count, D]`; the first is the mean itself."""
@@ -103,14 +106,17 @@ class PolicyDistribution:
         self.best = None if state["best"] is None else np.array(state["best"])
 
 
-def _read(path: Path, size: int) -> np.ndarray:
-    """Returns the mean of a policy file, float64 `[size]`."""
+def _read(path: Path, size: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns the mean and the best policy of a policy file, float64 `[size]` each; None where it has no best."""
     if not path.is_file():
         raise InputError(f"eil.population.start is {path}, but there is no such file.")
     try:
-        mean = np.array(json.loads(path.read_text())["mean"], dtype=np.float64)
-    except (ValueError, KeyError, TypeError):
+        values = json.loads(path.read_text())
+        mean = np.array(values["mean"], dtype=np.float64)
+        best = None if values.get("best") is None else np.array(values["best"], dtype=np.float64)
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"eil.population.start is {path}, which is no policy.json of a run.") from None
-    if mean.shape != (size,) or not np.isfinite(mean).all():
-        raise InputError(f"The policy in {path} has {mean.size} parameters, expected {size} as eil.action says.")
-    return mean
+    for one in (mean,) if best is None else (mean, best):
+        if one.shape != (size,) or not np.isfinite(one).all():
+            raise InputError(f"The policy in {path} has {one.size} parameters, expected {size} as eil.action says.")
+    return mean, best

@@ -33,6 +33,9 @@ from raysseg.functional.label_inference import predicted_classes
 from raysseg.functional.policy_search import class_overlap, estimated_overlap, image_traits, pair_counts
 from raysseg.segmenters import Segmenter, SegmenterDecoder, SegmenterOutput, build_segmenter, upsample_logits
 
+INFERRED = 1
+"""The version that a rehearsed stage's label maps stand for: any that is not of scribbles."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
@@ -226,7 +229,7 @@ class Rehearsal:
         training, autocast = self.settings.training, self.builder.workspace.autocast
         encoded, maps = [one[rows] for one in self.encoded], [labels[rows]]
         lesson = training.self_training.weight > 0
-        apart = training.tells_inferred_apart(1, self_training=lesson)
+        apart = training.tells_inferred_apart(INFERRED, self_training=lesson)
         if apart:
             maps.append(self.scribbles[rows])
         named = training.self_training.classes == "labelled"
@@ -239,6 +242,7 @@ class Rehearsal:
         if mirrored:
             encoded, maps = [one.flip(-1) for one in encoded], [one.flip(-1) for one in maps]
         target, inferred = split_labels(maps[0], maps[1] if apart else None)
+        # The maps stand for the images, which nobody looks at here.
         batch = SegmenterBatch(
             images=target, target=target, inferred=inferred, crops=target, inside=maps[0] != PADDING, classes=known
         )
@@ -261,17 +265,15 @@ class Rehearsal:
     def _class_weights(self, labels: torch.Tensor, rows: torch.Tensor) -> ClassWeights:
         """Returns the class weights of some images' label maps, as refining has them."""
         training = self.settings.training
-        power, lesson = training.class_balance_power, training.self_training.weight > 0
-        if power == 0.0:
+        if training.class_balance_power == 0.0:
             return ClassWeights()
-        if not training.tells_inferred_apart(1, self_training=lesson):
-            return ClassWeights(labels=self._class_weight(labels[rows], power))
-        drawn = self._class_weight(self.scribbles[rows], power)
-        return ClassWeights(labels=drawn, inferred=self._class_weight(labels[rows], power))
 
-    def _class_weight(self, labels: torch.Tensor, power: float) -> torch.Tensor:
-        counts = torch.bincount(labels.flatten().long(), minlength=256)[: self.builder.num_classes]
-        return class_weights(counts, power)
+        def weigh(version: int) -> torch.Tensor:
+            drawn = (labels if version else self.scribbles)[rows]
+            counts = torch.bincount(drawn.flatten().long(), minlength=256)[: self.builder.num_classes]
+            return class_weights(counts, training.class_balance_power)
+
+        return ClassWeights.of(training, INFERRED, weigh, self_training=training.self_training.weight > 0)
 
     @torch.inference_mode()
     def _predict(self, decoder: SegmenterDecoder, rows: torch.Tensor) -> torch.Tensor:

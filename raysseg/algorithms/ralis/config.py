@@ -281,17 +281,6 @@ class RALISSettings(MethodSettings):
         return self
 
     @model_validator(mode="after")
-    def _no_self_training(self) -> RALISSettings:
-        if self.training.self_training.weight > 0:
-            raise ValueError(
-                f"training.self_training.weight is {self.training.self_training.weight:g}, but RALIS learns from its labels alone, "
-                "so that it has no effect"
-            )
-        if self.training.inferred_weight is not None:
-            raise ValueError("training.inferred_weight has no effect, because RALIS infers no labels")
-        return self
-
-    @model_validator(mode="after")
     def _replay_holds_an_update(self) -> RALISSettings:
         learning, engine = self.ralis.learning, self.engine
         price = engine.rollouts_per_update if engine.mode == "asynchronous" else max(1, engine.num_env_runners)
