@@ -48,6 +48,7 @@ class Recipe:
         seeds: one run of every variant each.
         variants: name to what differs: keys of the method's section, or dotted keys from another section's name on.
         values: plain values of all sections.
+        overridden: dotted keys of `values` that were given beside the recipe's file.
     """
 
     name: str
@@ -55,13 +56,23 @@ class Recipe:
     seeds: tuple[int, ...]
     variants: Mapping[str, Mapping[str, Any]]
     values: Mapping[str, Any]
+    overridden: tuple[str, ...] = ()
+
+    def of_variant(self, variant: str) -> dict[str, Any]:
+        """Returns plain values of all sections as a variant has them."""
+        values: dict[str, Any] = copy_values(self.values)
+        for key, value in self.variants[variant].items():
+            set_value(values, self.full_key(key), copy_values(value))
+        return values
+
+    def full_key(self, key: str) -> str:
+        """Returns a variant's key with the section that it is in."""
+        inside = key.partition(".")[0] not in self.method.settings.model_fields
+        return f"{self.method.section}.{key}" if inside else key
 
     def settings(self, variant: str, seed: int, *, pretrained: Path | None = None) -> MethodSettings:
         """Returns the settings of one variant and seed. Raises `InputError` for whatever does not fit."""
-        values: dict[str, Any] = copy_values(self.values)
-        for key, value in self.variants[variant].items():
-            inside = key.partition(".")[0] not in self.method.settings.model_fields
-            set_value(values, f"{self.method.section}.{key}" if inside else key, value)
+        values = self.of_variant(variant)
         values |= {"recipe": self.name, "variant": variant, "seed": seed}
         if pretrained is not None:
             set_value(values, "training.pretrained", str(pretrained))
@@ -113,11 +124,12 @@ def set_options(values: dict[str, Any], section: str, options: Mapping[str, Any]
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe that is shipped (by name) or a YAML file, and applies `key=value` overrides.
+    """Reads a recipe that is shipped (by name) or a YAML file, and applies `key=value` overrides: of the whole recipe, or
+    of one variant with the key `variants.NAME.KEY`.
 
     Raises:
-        InputError: an unknown recipe or method, a file that is no YAML mapping, an override without '=', or any key or
-            value that the settings refuse; every variant is checked.
+        InputError: an unknown recipe, method or variant, a file that is no YAML mapping, an override without '=', or any
+            key or value that the settings refuse; every variant is checked.
     """
     path = Path(name)
     if name in shipped_recipes():
@@ -134,15 +146,42 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         raise InputError(f"The recipe file {path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(values, dict):
         raise InputError(f"The recipe file {path} holds no mapping of keys to values.")
+    overridden = []
     for override in overrides:
         key, equals, raw = override.partition("=")
         if not equals or not key:
             raise InputError(f"--set takes key=value, not '{override}'.")
         try:
-            set_value(values, key, yaml.safe_load(raw))
+            value = yaml.safe_load(raw)
         except yaml.YAMLError:
             raise InputError(f"--set {override}: the value is not YAML.") from None
-    return _resolve(label, values)
+        if key.startswith("variants."):
+            _set_in_variant(values, label, key.removeprefix("variants."), value)
+        else:
+            set_value(values, key, value)
+            overridden.append(key)
+    return dataclasses.replace(_resolve(label, values), overridden=tuple(overridden))
+
+
+def _set_in_variant(values: dict[str, Any], recipe: str, dotted: str, value: Any) -> None:
+    """Sets one option of a variant, whose name may have dots of its own."""
+    variants = values.setdefault("variants", {})
+    if not isinstance(variants, dict):
+        raise InputError(f"The key 'variants' in {recipe} must map names to the options that differ.")
+    names = [str(name) for name in variants]
+    if dotted in names or "." not in dotted:
+        variants[dotted] = value
+        return
+    # Of fixed-0 and fixed-0.9 the longer one is meant.
+    name = max((name for name in names if dotted.startswith(f"{name}.")), key=len, default=None)
+    if name is None:
+        wanted = dotted.partition(".")[0]
+        raise InputError(f"--set variants.{dotted}: {recipe} has no variant '{wanted}'{nearest_name(wanted, names)}")
+    options = dict(variants[name] or {})
+    key = dotted.removeprefix(f"{name}.")
+    for inner in [own for own in options if own.startswith(f"{key}.")]:
+        del options[inner]
+    variants[name] = {**options, key: value}
 
 
 def _resolve(name: str, values: dict[str, Any]) -> Recipe:
@@ -183,12 +222,21 @@ def _check_shared(recipe: Recipe, variant: str) -> None:
 def choose(recipe: Recipe, *, variants: Sequence[str] = (), seeds: Sequence[int] = ()) -> Recipe:
     """Returns the recipe with only some of its variants, or with other seeds.
 
-    Raises `InputError` for an unknown variant.
+    Raises:
+        InputError: an unknown variant, or an override that none of the variants would see.
     """
     for name in variants:
         if name not in recipe.variants:
             raise InputError(f"The recipe {recipe.name} has no variant '{name}'{nearest_name(name, recipe.variants)}")
     chosen = {name: recipe.variants[name] for name in variants} if variants else recipe.variants
+    for key in recipe.overridden:
+        own = [[recipe.full_key(other) for other in options] for options in chosen.values()]
+        if all(any(f"{key}.".startswith(f"{other}.") for other in keys) for keys in own):
+            first = next(iter(chosen))
+            raise InputError(
+                f"Setting {key} has no effect, because every variant that is trained ({', '.join(chosen)}) has a value of its own: "
+                f"set variants.{first}.{key} instead."
+            )
     return dataclasses.replace(recipe, variants=chosen, seeds=tuple(seeds) or recipe.seeds)
 
 

@@ -221,10 +221,7 @@ def _nearest_key(key: str, known: Sequence[str]) -> str:
 
 def fold(recipe: Recipe, variant: str, values: Mapping[str, Any], label: str) -> Recipe:
     """Returns a recipe whose only variant, `label`, is a variant of another one with swept values on top."""
-    plain: dict[str, Any] = copy_values(recipe.values)
-    for key, value in recipe.variants[variant].items():
-        inside = key.partition(".")[0] not in recipe.method.settings.model_fields
-        set_value(plain, f"{recipe.method.section}.{key}" if inside else key, copy_values(value))
+    plain = recipe.of_variant(variant)
     for key, value in values.items():
         set_value(plain, key, copy_values(value))
     return dataclasses.replace(recipe, variants={label: {}}, values=plain)

@@ -166,18 +166,20 @@ def load_sweep(path: Path, overrides: Sequence[str] = (), *, seeds: Sequence[int
         key = assignment.partition("=")[0]
         if key in OWN_KEYS:
             raise InputError(f"The sweep {name} cannot set '{key}': only the recipe's settings can be set.")
-        for swept in settings.space:
-            if f"{key}.".startswith(f"{swept}.") or f"{swept}.".startswith(f"{key}."):
-                raise InputError(f"The sweep {name} sweeps '{swept}', so '{key}' cannot be set as well.")
     recipe = load_recipe(_recipe_name(settings.recipe, path), assignments)
     recipe = choose(recipe, seeds=seeds or settings.seeds or ())
-    for variant in (*((settings.variant,) if settings.variant else ()), *settings.baseline):
-        choose(recipe, variants=[variant])
     variant = settings.variant or next(iter(recipe.variants))
+    choose(recipe, variants=[variant, *settings.baseline])
     if settings.variant is None and len(recipe.variants) > 1:
         raise InputError(
             f"The sweep {name} names no variant, but the recipe {recipe.name} has several: {', '.join(recipe.variants)}."
         )
+    for assignment in assignments:
+        key = assignment.partition("=")[0]
+        own = recipe.full_key(key.removeprefix(f"variants.{variant}."))
+        for swept in settings.space:
+            if f"{own}.".startswith(f"{swept}.") or f"{swept}.".startswith(f"{own}."):
+                raise InputError(f"The sweep {name} sweeps '{swept}', so '{key}' cannot be set as well.")
     if settings.scheduler.name != "none" and len(recipe.seeds) > 1:
         raise InputError(
             f"The sweep {name} has {len(recipe.seeds)} seeds with the scheduler '{settings.scheduler.name}', which "
