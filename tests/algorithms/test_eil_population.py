@@ -355,3 +355,8 @@ def test_a_start_that_is_no_policy_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({"mean": [1.0, 2.0]}))
     with pytest.raises(InputError, match="has 2 parameters, expected 7"):
         begin()
+    path.write_text(json.dumps({"mean": [1.0] * 7, "best": None}))
+    begin()
+    played = {"start": str(path), "play": "best", "generations": 0}
+    with pytest.raises(InputError, match=r"play is 'best', but .* holds none: expected 'mean', or generations above 0"):
+        PolicyDistribution.of(settings_of(eil__policy="population", eil__population=played).eil)

@@ -72,7 +72,8 @@ class PolicyDistribution:
         """Returns the distribution that the settings start from.
 
         Raises:
-            InputError: `population.start` is no such file, or one of other actions.
+            InputError: `population.start` is no such file, one of other actions, or one without the best policy that is to be
+                played.
         """
         population, size = options.population, options.action_size(0)
         bias = float(np.log(population.threshold / (1.0 - population.threshold)))
@@ -83,6 +84,10 @@ class PolicyDistribution:
             free[-1] = 0.0
         if population.start is not None:
             mean, best = _read(Path(population.start), len(mean))
+            if best is None and population.play == "best" and not population.generations:
+                raise InputError(
+                    f"eil.population.play is 'best', but {population.start} holds none: expected 'mean', or generations above 0."
+                )
         if not population.state_dependent:
             for parameters in (mean, free, best):
                 if parameters is not None:
